@@ -1,0 +1,153 @@
+"""Where sentences come from: text files, standard input, the built-in text; and a corpus held as numbers."""
+
+import glob
+import gzip
+import re
+import sys
+import warnings
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from elmo_jax.errors import InputError
+from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, Vocabulary, character_ids
+
+BUILTIN = "builtin"
+HELDOUT_EVERY = 10
+
+
+def find_files(patterns: Sequence[str], option: str) -> list[Path]:
+    """Files that match the globs, sorted within each; `option` says in errors where the patterns came from."""
+    files = []
+    for pattern in patterns:
+        matches = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if not Path(name).is_dir()]
+        if not matches:
+            problem = f"no file matches {pattern}" if glob.has_magic(pattern) else f"there is no file {pattern}"
+            raise InputError(f"{option}: {problem}; give text files, plain or .gz, with a sentence a line")
+        files += matches
+    return files
+
+
+def read_files(files: Sequence[Path], progress: str | None = None) -> Iterator[list[str]]:
+    """Tokens of every line of the files, in order; a blank line gives an empty list.
+
+    `progress` is the label of a progress bar over the bytes.
+    """
+    total = None if any(file.suffix == ".gz" for file in files) else sum(file.stat().st_size for file in files)
+    with tqdm(total=total, desc=progress, unit="B", unit_scale=True, disable=progress is None, leave=False) as bar:
+        for file in files:
+            with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as stream:
+                try:
+                    yield from read_lines(stream, str(file), bar)
+                except (gzip.BadGzipFile, EOFError) as error:
+                    raise InputError(f"{file} is not a whole gzip file ({error}); compress it again") from None
+
+
+def read_lines(lines: Iterable[bytes], source: str, bar: tqdm | None = None) -> Iterator[list[str]]:
+    """Tokens of every line: lines end with a line feed only, any Unicode white space separates tokens (as in bilm-tf)."""
+    warned = False
+    for number, line in enumerate(lines, start=1):
+        try:
+            tokens = line.decode("utf-8").split()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{source}, line {number}, is not UTF-8 ({error.reason} at byte {error.start + 1}); "
+                "convert the file, for instance with iconv"
+            ) from None
+        if not warned and (BEGIN_SENTENCE in tokens or END_SENTENCE in tokens):
+            warned = True
+            message = f"{source}, line {number}, has {BEGIN_SENTENCE} or {END_SENTENCE} as a token; sentence boundaries"
+            warnings.warn(f"{message} are added by the reader, and those in the text are kept as well", stacklevel=2)
+        yield tokens
+        if bar is not None:
+            bar.update(len(line))
+
+
+def builtin_sentences() -> Iterator[list[str]]:
+    """English sentences that every Python carries: the prose of its language reference, without code and grammar."""
+    from pydoc_data.topics import topics
+
+    token = re.compile(r"\w+(?:[.'’-]\w+)*|[^\w\s]")
+    for topic in sorted(topics):
+        for paragraph in topics[topic].split("\n\n"):
+            text = re.sub(r"^([*•-]|\d+\.|\[\d+\])\s+", "", " ".join(paragraph.split())).replace("**", "")
+            is_prose = len(text.split()) > 4 and text[-1] in ".:" and text[0].isalnum() | (text[0] in "\"'“*")
+            if not is_prose or any(mark in text for mark in ("::=", ">>>", "====", "----", "****", " = ")):
+                continue
+            for sentence in re.split(r"(?<=[.:?!]) (?=[\"A-Z])", re.sub(r"\*(\w[^*]*)\*", r"\1", text)):
+                yield token.findall(sentence)
+
+
+def sentences(patterns: Sequence[str], option: str, heldout: bool = False, progress: str | None = None):
+    """Sentences (lists of tokens, blank lines left out) of the files that match, or of the built-in text.
+
+    A fixed tenth of the built-in text, every tenth sentence, is held out.
+    """
+    if tuple(patterns) == (BUILTIN,):
+        for number, tokens in enumerate(builtin_sentences()):
+            if (number % HELDOUT_EVERY == 0) == heldout:
+                yield tokens
+    else:
+        yield from (tokens for tokens in read_files(find_files(patterns, option), progress) if tokens)
+
+
+def read_input(name: str) -> Iterator[list[str]]:
+    """Tokens of every line, blank ones too, of one file, or of standard input if the name is `-`."""
+    if name == "-":
+        return read_lines(sys.stdin.buffer, "standard input")
+    return read_files(find_files([glob.escape(name)], "--input"))
+
+
+def count_words(text: Iterable[list[str]]) -> Counter[str]:
+    """How often each word occurs."""
+    counts: Counter[str] = Counter()
+    for tokens in text:
+        counts.update(tokens)
+    return counts
+
+
+class Corpus:
+    """A text held as word types: 4 bytes a token, whatever the length of its words.
+
+    A type below V is a word's id in the vocabulary; from V up are the words that the vocabulary lacks, which keep
+    their own spelling as input and are <UNK> as a target (bilm-tf's behaviour).
+
+    `types` int32 [N]: the sentences one after the other, each with its <S> and </S>;
+    `starts` int64 [S + 1]: where each of the S sentences starts in it.
+    """
+
+    def __init__(self, text: Iterable[list[str]], vocabulary: Vocabulary, source: str = "the text"):
+        index = dict(vocabulary.index)
+        repeated = len(vocabulary) - len(index)  # words that stand twice in the vocabulary
+        types, starts = array("i"), array("q", [0])
+        for tokens in text:
+            types.append(vocabulary.begin)
+            types.extend([index.setdefault(token, len(index) + repeated) for token in tokens])
+            types.append(vocabulary.end)
+            starts.append(len(types))
+        if len(starts) == 1:
+            raise InputError(f"{source} has no sentences; give text with a sentence a line, tokens separated by spaces")
+        self.vocabulary = vocabulary
+        self.words = vocabulary.words + list(index)[len(vocabulary.index) :]
+        self.types = np.frombuffer(types, np.int32)
+        self.starts = np.frombuffer(starts, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def tokens(self) -> int:
+        """Predictions of each direction in one pass: every token and one boundary a sentence."""
+        return len(self.types) - len(self)
+
+    def targets(self, types: np.ndarray) -> np.ndarray:
+        """Vocabulary ids of word types."""
+        return np.where(types < len(self.vocabulary), types, np.int32(self.vocabulary.unknown))
+
+    def characters(self, max_characters: int) -> np.ndarray:
+        """Character ids uint16 [types, max_characters] of every word type."""
+        return character_ids(self.words, max_characters)

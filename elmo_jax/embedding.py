@@ -1,0 +1,297 @@
+"""load() and Elmo: sentences → vectors; the HDF5 writer."""
+
+import functools
+import json
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from elmo_jax.config import ModelConfig, Precision
+from elmo_jax.errors import InputError
+from elmo_jax.model import BiLM, State, scalar_mix, zero_state
+from elmo_jax.parallel import device_count, parallel, replicate, shard
+from elmo_jax.streams import Batch, Segment, SentenceStream, character_width
+from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, PADDING, Vocabulary, character_ids
+from elmo_jax.weights import ModelFolder, read_folder, read_model
+
+Sentence = Sequence[str] | str
+Layers = Literal["average", "top", "all", "mix"]
+StateMode = Literal["warm", "zero", "carry"]
+
+# Positions of a window, and rows for little to much text: a fixed set of shapes, so of compilations.
+WINDOW = 32
+ROWS = (1, 8, 64, 256)
+# Windows that the device may be behind the host.
+IN_FLIGHT = 3
+
+
+class Mix(NamedTuple):
+    """A scalar mix: γ · Σ softmax(weights)_l · h_l; with `layer_norm`, statistics are those of each sentence."""
+
+    weights: Sequence[float]
+    gamma: float = 1.0
+    layer_norm: bool = False
+
+
+def load(
+    model: str | Path | None = None,
+    *,
+    options: str | Path | None = None,
+    weights: str | Path | None = None,
+    vocab: str | Path | None = None,
+) -> "Elmo":
+    """Loads a model folder, a training workdir, or the two published files (`options=..., weights=...`)."""
+    if model is not None and (options, weights, vocab) == (None, None, None):
+        return Elmo(read_folder(Path(model)))
+    if model is None and options is not None and weights is not None:
+        return Elmo(read_model(Path(options), Path(weights), vocab and Path(vocab)))
+    raise InputError("load() takes a folder, or options= and weights= (and for models without characters vocab=)")
+
+
+def embedding_step(
+    model: ModelConfig,
+    precision: Precision,
+    parameters: dict[str, Any],
+    state: State,
+    batch: Batch,
+    start: State,
+    layer_weights: jax.Array | None,
+) -> tuple[jax.Array, State]:
+    """One window on one device: activations [2, L + 1, b, T, P], or their weighted sum [2, 1, b, T, P], and the state.
+
+    A mix is linear, so it is taken here, before anything is copied to the host; layer_weights [L + 1].
+    """
+    vocabulary_size = len(parameters["words"]["embedding"])
+    bilm = BiLM(model, vocabulary_size, precision)
+    inputs = batch.words, batch.forward, batch.backward, state, batch.reset, start
+    activations, state = bilm.apply({"params": parameters}, *inputs)
+    if layer_weights is not None:
+        activations = (activations * layer_weights[None, :, None, None, None]).sum(1, keepdims=True)
+    return activations, state
+
+
+class Elmo:
+    """A pretrained biLM that turns sentences into vectors. Made by `elmo_jax.load`.
+
+    The result is a function of the sentences and the arguments alone: no state is kept between calls.
+    """
+
+    def __init__(self, folder: ModelFolder):
+        self.model: ModelConfig = folder.model
+        self.vocabulary: Vocabulary | None = folder.vocabulary
+        self.parameters = replicate(folder.parameters)
+        self.warm_state = jax.tree.map(jnp.asarray, warm_state(folder))
+        self._step = functools.cache(
+            lambda precision: parallel(
+                functools.partial(embedding_step, self.model, precision),
+                (None, 0, 0, None, None),
+                (0, 0),
+                donate=(1,),
+            )
+        )
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector, 2P: both directions."""
+        return 2 * self.model.projection_dim
+
+    @property
+    def layers(self) -> int:
+        """Layers of `layers="all"`, L + 1: the word vectors and each LSTM layer."""
+        return self.model.layers + 1
+
+    def embed(self, sentences: Iterable[Sentence], **options) -> list[np.ndarray]:
+        """Vectors of each sentence, float32 [T_i, 2P], or [L + 1, T_i, 2P] with layers="all".
+
+        A sentence is a list of tokens or a str of tokens separated by spaces. Options are those of `embed_iter`.
+        """
+        if isinstance(sentences, str):
+            raise InputError("embed() takes a list of sentences; got one str: put it into a list")
+        sentences = list(sentences)
+        vectors = self.embed_iter(sentences, **options)
+        return list(tqdm(vectors, "embedding", len(sentences), unit=" sentences", delay=2, leave=False))
+
+    def embed_iter(
+        self,
+        sentences: Iterable[Sentence],
+        *,
+        layers: Layers = "average",
+        state: StateMode = "warm",
+        precision: Precision = "float32",
+        boundaries: bool = False,
+        batch_size: int | None = None,
+        mix: Mix | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Vectors of each sentence of a stream, in order, in constant memory.
+
+        layers      "average" of all layers, "top", "all", or "mix": the scalar mix given as `mix`
+        state       the LSTM state at the beginning of a sentence: "warm" (a fixed state of the model), "zero", or
+                    "carry" (what the row's sentence before left: bilm-tf's stateful behaviour, zero at first)
+        precision   of the matrix products: "float32" or "bfloat16" (summed in float32)
+        boundaries  keep the vectors of <S> and </S>: T_i is two longer
+        batch_size  rows of sentences read at a time; by default few for little text, many for much. With "carry",
+                    sentence i goes to row i modulo batch_size (by default one row: the text as it stands)
+        """
+        _check_choice("layers", layers, Layers)
+        _check_choice("state", state, StateMode)
+        _check_choice("precision", precision, Precision)
+        if batch_size is not None and not batch_size >= 1:
+            raise InputError(f"batch_size is {batch_size}; it must be 1 or more, or None to choose by the text's length")
+        if (mix is not None) != (layers == "mix"):
+            raise InputError('layers="mix" and mix=Mix(weights, gamma, layer_norm) go together')
+        if mix is not None and len(mix.weights) != self.layers:
+            raise InputError(f"mix has {len(mix.weights)} weights; the model has {self.layers} layers")
+        return self._embed(map(_tokens, sentences), layers, state, precision, boundaries, batch_size, mix)
+
+    def _embed(self, sentences, layers, state, precision, boundaries, batch_size, mix) -> Iterator[np.ndarray]:
+        sentences, rows = _choose_rows(sentences, 1 if state == "carry" and batch_size is None else batch_size)
+        devices = device_count()
+        padded = -(-rows // devices) * devices  # rows that only fill up the last devices stay empty
+        stream = SentenceStream(sentences, rows, WINDOW, self._encode, idle_rows=padded - rows, devices=devices,
+                                in_turn=state == "carry")
+        start = self.warm_state if state == "warm" else zero_state(self.model)
+        weights = self._layer_weights(layers, mix)
+        lstm_state = shard(zero_state(self.model, padded))
+        joiner = Joiner()
+        in_flight: deque[tuple[jax.Array, list[Segment]]] = deque()
+        finish = functools.partial(self._finish, layers=layers, boundaries=boundaries, mix=mix)
+        for batch, segments in stream:
+            if state == "carry":
+                batch = batch._replace(reset=np.zeros_like(batch.reset))
+            if self.model.input == "characters":
+                width = character_width(batch.words, self.model.widest_filter, PADDING)
+                batch = batch._replace(words=batch.words[..., :width])
+            activations, lstm_state = self._step(precision)(self.parameters, lstm_state, batch, start, weights)
+            activations.copy_to_host_async()
+            in_flight.append((activations, segments))
+            if len(in_flight) == IN_FLIGHT:
+                yield from map(finish, joiner.add(*in_flight.popleft()))
+        while in_flight:
+            yield from map(finish, joiner.add(*in_flight.popleft()))
+
+    def _encode(self, words: list[str]) -> np.ndarray:
+        """Words → what the model reads: character ids [U, C], or ids in the vocabulary [U]."""
+        if self.model.input == "characters":
+            return character_ids(words, self.model.max_characters)
+        return self.vocabulary.ids(words)
+
+    def _layer_weights(self, layers: Layers, mix: Mix | None) -> np.ndarray | None:
+        if layers == "all" or (mix is not None and mix.layer_norm):
+            return None
+        if layers == "average":
+            return np.full(self.layers, 1 / self.layers, np.float32)
+        if layers == "top":
+            return np.eye(self.layers, dtype=np.float32)[-1]
+        return np.asarray(mix.gamma * jax.nn.softmax(jnp.asarray(mix.weights, jnp.float32)), np.float32)
+
+    def _finish(self, vectors: np.ndarray, *, layers: Layers, boundaries: bool, mix: Mix | None) -> np.ndarray:
+        """[L + 1 or 1, T + 2, 2P] → what the caller asked for."""
+        if mix is not None and mix.layer_norm:
+            weights = jnp.asarray(mix.weights, jnp.float32)
+            vectors = np.asarray(scalar_mix(jnp.asarray(vectors), weights, mix.gamma, layer_norm=True))[None]
+        vectors = vectors if boundaries else vectors[:, 1:-1]
+        return np.ascontiguousarray(vectors if layers == "all" else vectors[0])
+
+
+class Joiner:
+    """Puts the parts of sentences that windows hold back together, and the sentences back in order."""
+
+    def __init__(self):
+        self.begun: dict[int, list[np.ndarray]] = {}  # forward parts, backward parts
+        self.done: dict[int, np.ndarray] = {}
+        self.next = 0
+
+    def add(self, activations: jax.Array, segments: list[Segment]) -> Iterator[np.ndarray]:
+        """activations [n, 2, K, b, T, P] of a window → sentences [K, T_i + 2, 2P] that are complete, in order."""
+        devices, _, layers, rows, window, dim = activations.shape
+        # [B, 2, K, T, P]: views, copied only where a sentence lies
+        by_row = [device[:, :, row] for device in np.asarray(activations) for row in range(rows)]
+        for segment in segments:
+            stop = segment.start + segment.length
+            part = by_row[segment.row][:, :, segment.start : stop]
+            self.begun.setdefault(segment.sentence, []).append(part if segment.last and not segment.offset else part.copy())
+            if segment.last:
+                forward, backward = np.concatenate(self.begun.pop(segment.sentence), 2)
+                self.done[segment.sentence] = np.concatenate([forward, backward[:, ::-1]], -1)
+        while self.next in self.done:
+            yield self.done.pop(self.next)
+            self.next += 1
+
+
+def _tokens(sentence: Sentence) -> list[str]:
+    if isinstance(sentence, str):
+        return sentence.split()
+    tokens = list(sentence)
+    for token in tokens:
+        if not isinstance(token, str):
+            raise InputError(f"a sentence is a str or a list of str; got a list with {token!r} ({type(token).__name__})")
+    return tokens
+
+
+def _check_choice(name: str, value: Any, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise InputError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, get_args(choices)))}")
+
+
+def _choose_rows(sentences: Iterator[list[str]], batch_size: int | None) -> tuple[Iterator[list[str]], int]:
+    """The sentences, and how many rows to lay them in: looks ahead until there is enough text for the most rows."""
+    if batch_size is not None:
+        return sentences, batch_size
+    windows = 4  # at least so many for each row: then little is lost at the end, where rows are not equally long
+    ahead, positions = [], 0
+    for tokens in sentences:
+        ahead.append(tokens)
+        positions += len(tokens) + 2
+        if positions >= ROWS[-1] * WINDOW * windows:
+            break
+    return chain(ahead, sentences), max(rows for rows in ROWS if rows == 1 or positions >= rows * WINDOW * windows)
+
+
+def warm_state(folder: ModelFolder) -> State:
+    """A fixed state for the beginning of every sentence: what the end of a short sentence leaves.
+
+    cell [D], hidden [P] of every direction and layer, as NumPy. In training no sentence began with a zero state.
+    """
+    model = folder.model
+    words = [BEGIN_SENTENCE, *WARM_SENTENCE, END_SENTENCE]
+    if model.input == "characters":
+        encoded = character_ids(words, model.max_characters)
+    else:
+        encoded = folder.vocabulary.ids(words)
+    forward = np.arange(len(words) - 1)[None]
+    bilm = BiLM(model, len(folder.parameters["words"]["embedding"]))
+    inputs = encoded, forward, len(words) - 1 - forward, zero_state(model, 1)
+    _, state = jax.jit(bilm.apply)({"params": folder.parameters}, *inputs)
+    return jax.tree.map(lambda array: np.asarray(array)[0], state)
+
+
+WARM_SENTENCE = (".",)
+
+
+def write_hdf5(path: Path, sentences: Iterable[list[str]], vectors: Iterable[np.ndarray]) -> None:
+    """Writes vectors in the format of bilm-tf's and AllenNLP's dumps; the file appears only when it is whole.
+
+    Dataset "i" holds the vectors of sentence i, and `sentence_to_index` [1] JSON from each sentence to its (last) i.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        file = h5py.File(partial, "w")
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error}); give a file in a folder that can be written") from None
+    index = {}
+    with file:
+        for number, (tokens, array) in enumerate(zip(sentences, vectors, strict=True)):
+            file.create_dataset(str(number), data=array)
+            index[" ".join(tokens)] = str(number)
+        file.create_dataset("sentence_to_index", (1,), dtype=h5py.string_dtype())
+        file["sentence_to_index"][0] = json.dumps(index)
+    os.replace(partial, path)

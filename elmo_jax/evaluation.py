@@ -1,0 +1,74 @@
+"""Perplexity of a text, exact over every token."""
+
+import functools
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from elmo_jax.config import ModelConfig, Precision
+from elmo_jax.losses import full_softmax_loss
+from elmo_jax.model import BiLM, State, zero_state
+from elmo_jax.parallel import AXIS, device_count, parallel, shard
+from elmo_jax.streams import Batch
+
+
+class Perplexity(NamedTuple):
+    """exp of the mean loss of each direction, and of the mean of both (bilm-tf's figure)."""
+
+    both: float
+    forward: float
+    backward: float
+
+
+def evaluation_step(
+    model: ModelConfig,
+    precision: Precision,
+    parameters: dict[str, Any],
+    lstm_state: State,
+    batch: Batch,
+    start: State | None,
+) -> tuple[tuple[jax.Array, jax.Array], State]:
+    """Full-softmax loss of one window: (sum over all devices' tokens of each direction [2], tokens []), LSTM state.
+
+    With `start` the state becomes `start` at each beginning of a sentence; otherwise it is carried on.
+    """
+    softmax = parameters["softmax"]
+    bilm = BiLM(model, len(softmax["weight"]), precision)
+    reset = None if start is None else batch.reset
+    activations, lstm_state = bilm.apply(
+        {"params": parameters["bilm"]}, batch.words, batch.forward, batch.backward, lstm_state, reset, start
+    )
+    losses = [
+        full_softmax_loss(
+            hidden.reshape(-1, hidden.shape[-1]), softmax["weight"], softmax["bias"], targets.reshape(-1), precision
+        )
+        for hidden, targets in zip(activations[:, -1], batch.targets, strict=True)
+    ]
+    mask = batch.mask.reshape(-1)
+    sums = jnp.stack([jnp.where(mask, loss, 0.0).sum() for loss in losses])
+    return lax.psum((sums, mask.sum()), AXIS), lstm_state
+
+
+def evaluator(model: ModelConfig, precision: Precision = "float32"):
+    """Compiles `evaluate(parameters, batches, start) → Perplexity` for all local devices.
+
+    parameters as in TrainState; batches from a LanguageModelStream over this many devices; start as in
+    `evaluation_step`.
+    """
+    step = parallel(functools.partial(evaluation_step, model, precision), (None, 0, 0, None), (None, 0), donate=(1,))
+
+    def evaluate(parameters: dict[str, Any], batches: Iterable[Batch], start: State | None = None) -> Perplexity:
+        sums, tokens, lstm_state = np.zeros(2), 0, None
+        for batch in batches:
+            if lstm_state is None:
+                lstm_state = shard(zero_state(model, batch.mask.shape[1] * device_count()))
+            (window_sums, window_tokens), lstm_state = step(parameters, lstm_state, batch, start)
+            sums, tokens = sums + np.asarray(window_sums, np.float64), tokens + int(window_tokens)
+        forward, backward = sums / tokens
+        return Perplexity(*(float(np.exp(loss)) for loss in ((forward + backward) / 2, forward, backward)))
+
+    return evaluate

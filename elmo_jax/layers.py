@@ -1,0 +1,199 @@
+"""Char CNN, highway, LSTM with projection: functions of arrays, then the Linen modules that own their parameters.
+
+B rows, T positions in a window, U distinct words, C characters of a word, E size of a character's embedding,
+F filters, P projection size, D cell size, V vocabulary. Arrays are float32 unless said otherwise.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.nn.initializers import constant, glorot_uniform, normal, zeros
+
+from elmo_jax.config import ModelConfig, Precision
+from elmo_jax.vocabulary import CHARACTERS
+
+# Word types that the char CNN takes at a time: bounds its memory, large enough for efficient products.
+CHUNK = 256
+
+
+def product(x: jax.Array, y: jax.Array, precision: Precision) -> jax.Array:
+    """x [.., K] · y [K, N] → [.., N], of inputs rounded to `precision`, summed in float32."""
+    x, y = x.astype(precision), y.astype(precision)
+    exact = lax.Precision.HIGHEST if precision == "float32" else lax.Precision.DEFAULT
+    return jnp.matmul(x, y, precision=exact, preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(x: jax.Array, weight: jax.Array, precision: Precision) -> jax.Array:
+    """`product` whose gradients are products of the same precision (autodiff would mix bfloat16 with float32)."""
+    return product(x, weight, precision)
+
+
+def _matmul_forward(x, weight, precision):
+    return product(x, weight, precision), (x, weight)
+
+
+def _matmul_backward(precision, saved, gradient):
+    x, weight = saved
+    flat = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    of_weight = product(flat[0].T, flat[1], precision)
+    return product(gradient, weight.T, precision).astype(x.dtype), of_weight.astype(weight.dtype)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def highway(x, transform_kernel, transform_bias, carry_kernel, carry_bias, precision: Precision):
+    """Highway layer (Srivastava et al. 2015) [U, F] → [U, F]: g · relu(x Wt + bt) + (1 - g) · x, g = σ(x Wc + bc)."""
+    gate = jax.nn.sigmoid(matmul(x, carry_kernel, precision) + carry_bias[None])
+    return gate * jax.nn.relu(matmul(x, transform_kernel, precision) + transform_bias[None]) + (1 - gate) * x
+
+
+def character_cnn(parameters: dict, characters: jax.Array, model: ModelConfig, precision: Precision) -> jax.Array:
+    """Character ids [U, C] → word vectors [U, P] (Kim et al. 2015), a chunk of words at a time.
+
+    The maximum is over all positions, padding included: padding is a character with an embedding like any other.
+    """
+    activation = {"relu": jax.nn.relu, "tanh": jnp.tanh}[model.activation]
+
+    def encode(chunk):  # [c, C]
+        embedded = parameters["embedding"][chunk.astype(jnp.int32)]  # [c, C, E]
+        features = []
+        for number, (width, filters) in enumerate(model.filters):
+            positions = chunk.shape[1] - width + 1
+            patches = jnp.concatenate([embedded[:, first : first + positions] for first in range(width)], -1)
+            scores = matmul(patches, parameters[f"kernel_{number}"].reshape(-1, filters), precision)  # [c, positions, ·]
+            features.append(activation(scores.max(1) + parameters[f"bias_{number}"][None]))
+        x = jnp.concatenate(features, -1)  # [c, F]
+        for number in range(model.highway_layers):
+            x = highway(x, *(parameters[f"{name}_{number}"] for name in HIGHWAY), precision)
+        if "projection_kernel" in parameters:
+            x = matmul(x, parameters["projection_kernel"], precision) + parameters["projection_bias"][None]
+        return x
+
+    words, width = characters.shape
+    size = words if words <= CHUNK else math.gcd(words, CHUNK)
+    chunks = characters.reshape(-1, size, width)
+    _, vectors = lax.scan(lambda _, chunk: (None, jax.checkpoint(encode)(chunk)), None, chunks)
+    return vectors.reshape(words, model.projection_dim)
+
+
+class LSTMState(NamedTuple):
+    """Cell [B, D] and output [B, P] of one layer of one direction."""
+
+    cell: jax.Array
+    hidden: jax.Array
+
+
+def clip(x: jax.Array, limit: float | None) -> jax.Array:
+    return x if limit is None else jnp.clip(x, -limit, limit)
+
+
+def lstm(
+    parameters: dict,
+    inputs: jax.Array,
+    state: LSTMState,
+    reset: jax.Array | None,
+    start: LSTMState | None,
+    model: ModelConfig,
+    precision: Precision,
+) -> tuple[jax.Array, LSTMState]:
+    """One LSTM layer with projection over a window: inputs [T, B, P], state → outputs [T, B, P], state.
+
+    z = [x; h] W + b, split into i, j, f, o (TensorFlow's order); c = clip(σ(f + 1) c + σ(i) tanh(j));
+    h = clip((σ(o) tanh(c)) Wp) is output and recurrent. The 1 is not in the stored bias. Where `reset` [T, B] is
+    true, the state before the position is `start` (cell [D], hidden [P]). One joined product in the scan: on CPU
+    faster than x W hoisted out of it, which writes and reads back a large buffer.
+    """
+    kernel, bias = parameters["kernel"].astype(precision), parameters["bias"][None]
+    projection = parameters["projection"].astype(precision) if "projection" in parameters else None
+
+    def step(state, at):
+        x, begins = at
+        if begins is not None:
+            state = jax.tree.map(lambda old, new: jnp.where(begins[:, None], new[None], old), state, start)
+        z = matmul(jnp.concatenate([x, state.hidden], -1), kernel, precision) + bias
+        i, j, f, o = jnp.split(z, 4, -1)
+        cell = clip(jax.nn.sigmoid(f + 1) * state.cell + jax.nn.sigmoid(i) * jnp.tanh(j), model.cell_clip)
+        hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
+        if projection is not None:  # as in TensorFlow, the output is clipped only if it is projected
+            hidden = clip(matmul(hidden, projection, precision), model.projection_clip)
+        return LSTMState(cell, hidden), hidden
+
+    state, outputs = lax.scan(step, state, (inputs, reset))
+    return outputs, state
+
+
+HIGHWAY = ("transform_kernel", "transform_bias", "carry_kernel", "carry_bias")
+
+
+def symmetric_uniform(limit: float):
+    """Initialiser: uniform between minus and plus `limit`."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
+class CharacterCNN(nn.Module):
+    """Owns the char CNN's parameters; initial values as in bilm-tf (training.py, _build_word_char_embeddings)."""
+
+    model: ModelConfig
+    precision: Precision = "float32"
+
+    @nn.compact
+    def __call__(self, characters: jax.Array) -> jax.Array:
+        """Character ids [U, C] → word vectors [U, P]."""
+        model, filter_dim = self.model, self.model.filter_dim
+        scaled = normal(filter_dim**-0.5)
+        shapes = {"embedding": (symmetric_uniform(1.0), (CHARACTERS, model.character_dim))}
+        for number, (width, filters) in enumerate(model.filters):
+            tanh, relu = normal((width * model.character_dim) ** -0.5), symmetric_uniform(0.05)
+            initial = tanh if model.activation == "tanh" else relu
+            shapes[f"kernel_{number}"] = initial, (1, width, model.character_dim, filters)
+            shapes[f"bias_{number}"] = zeros, (filters,)
+        for number in range(model.highway_layers):
+            for name, initial in zip(HIGHWAY, (scaled, zeros, scaled, constant(-2.0)), strict=True):
+                shape = (filter_dim, filter_dim) if name.endswith("kernel") else (filter_dim,)
+                shapes[f"{name}_{number}"] = initial, shape
+        if filter_dim != model.projection_dim:
+            shapes["projection_kernel"] = scaled, (filter_dim, model.projection_dim)
+            shapes["projection_bias"] = zeros, (model.projection_dim,)
+        parameters = {name: self.param(name, *description) for name, description in shapes.items()}
+        return character_cnn(parameters, characters, model, self.precision)
+
+
+class WordTable(nn.Module):
+    """A vector for every word of the vocabulary, for models without characters."""
+
+    vocabulary_size: int
+    projection_dim: int
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """Vocabulary ids [U] → word vectors [U, P]."""
+        return self.param("embedding", glorot_uniform(), (self.vocabulary_size, self.projection_dim))[ids]
+
+
+class LSTM(nn.Module):
+    """Owns one LSTM layer's parameters: kernel [P + P, 4D] (rows x, h; columns i, j, f, o), bias [4D], projection [D, P].
+
+    There is no projection if P = D.
+    """
+
+    model: ModelConfig
+    precision: Precision = "float32"
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, state: LSTMState, reset: jax.Array | None, start: LSTMState | None):
+        """inputs [T, B, P], state → outputs [T, B, P], state; see `lstm`."""
+        cell_dim, projection_dim = self.model.cell_dim, self.model.projection_dim
+        parameters = {
+            "kernel": self.param("kernel", glorot_uniform(), (2 * projection_dim, 4 * cell_dim)),
+            "bias": self.param("bias", zeros, (4 * cell_dim,)),
+        }
+        if projection_dim != cell_dim:
+            parameters["projection"] = self.param("projection", glorot_uniform(), (cell_dim, projection_dim))
+        return lstm(parameters, inputs, state, reset, start, self.model, self.precision)
