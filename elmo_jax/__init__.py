@@ -5,5 +5,16 @@ from elmo_jax.embedding import Elmo, Mix, load
 from elmo_jax.errors import InputError
 from elmo_jax.model import BiLM, ScalarMix
 
-__all__ = ["BiLM", "Config", "DataConfig", "Elmo", "InputError", "Mix", "ModelConfig", "ScalarMix", "TrainConfig", "load"]
+__all__ = [
+    "BiLM",
+    "Config",
+    "DataConfig",
+    "Elmo",
+    "InputError",
+    "Mix",
+    "ModelConfig",
+    "ScalarMix",
+    "TrainConfig",
+    "load",
+]
 __version__ = "0.1.0"

@@ -58,9 +58,9 @@ class DataConfig:
     train: tuple[str, ...] = ()
     """Files or globs to train on; "builtin" is the English text that every Python carries."""
     heldout: tuple[str, ...] = ()
-    """Files or globs to measure perplexity on. None: no measurement, except for the built-in text (its held-out tenth)."""
+    """Files or globs to measure perplexity on. None: none, or the held-out tenth of the built-in text."""
     vocab: str | None = None
-    """Vocabulary, a word a line, most frequent first, with <S>, </S> and <UNK>. None: counted from the training text."""
+    """Vocabulary, a word a line, most frequent first, with <S>, </S> and <UNK>. None: counted from the text."""
     shuffle: bool = True
     """Draw the sentences of each epoch in a random order, a function of the seed and the epoch."""
 
@@ -129,7 +129,7 @@ def check(config: Config) -> None:
     if model.highway_layers < 0:
         raise InputError(f"model.highway_layers is {model.highway_layers}; it must be 0 or more")
     if not model.filters or any(width < 1 or count < 1 for width, count in model.filters):
-        raise InputError(f"model.filters is {model.filters}; give pairs of a width and a number of filters, all 1 or more")
+        raise InputError(f"model.filters is {model.filters}; give pairs of a width and a number, all 1 or more")
     if model.input == "characters" and model.max_characters < max(3, model.widest_filter):
         raise InputError(
             f"model.max_characters is {model.max_characters}; it must be at least 3 (begin and end of word and a "
@@ -137,7 +137,7 @@ def check(config: Config) -> None:
         )
     if model.projection_dim > model.cell_dim:
         raise InputError(
-            f"model.projection_dim is {model.projection_dim}; it cannot be larger than model.cell_dim ({model.cell_dim})"
+            f"model.projection_dim is {model.projection_dim}; it can be model.cell_dim ({model.cell_dim}) at most"
         )
 
 

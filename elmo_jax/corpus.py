@@ -48,7 +48,7 @@ def read_files(files: Sequence[Path], progress: str | None = None) -> Iterator[l
 
 
 def read_lines(lines: Iterable[bytes], source: str, bar: tqdm | None = None) -> Iterator[list[str]]:
-    """Tokens of every line: lines end with a line feed only, any Unicode white space separates tokens (as in bilm-tf)."""
+    """Tokens of every line: only a line feed ends a line, any Unicode white space separates tokens (as in bilm-tf)."""
     warned = False
     for number, line in enumerate(lines, start=1):
         try:

@@ -20,7 +20,7 @@ from elmo_jax.errors import InputError
 from elmo_jax.model import BiLM, State, scalar_mix, zero_state
 from elmo_jax.parallel import device_count, parallel, replicate, shard
 from elmo_jax.streams import Batch, Segment, SentenceStream, character_width
-from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, PADDING, Vocabulary, character_ids
+from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, Vocabulary, character_ids
 from elmo_jax.weights import ModelFolder, read_folder, read_model
 
 Sentence = Sequence[str] | str
@@ -145,7 +145,7 @@ class Elmo:
         _check_choice("state", state, StateMode)
         _check_choice("precision", precision, Precision)
         if batch_size is not None and not batch_size >= 1:
-            raise InputError(f"batch_size is {batch_size}; it must be 1 or more, or None to choose by the text's length")
+            raise InputError(f"batch_size is {batch_size}; it must be 1 or more, or None")
         if (mix is not None) != (layers == "mix"):
             raise InputError('layers="mix" and mix=Mix(weights, gamma, layer_norm) go together')
         if mix is not None and len(mix.weights) != self.layers:
@@ -156,8 +156,9 @@ class Elmo:
         sentences, rows = _choose_rows(sentences, 1 if state == "carry" and batch_size is None else batch_size)
         devices = device_count()
         padded = -(-rows // devices) * devices  # rows that only fill up the last devices stay empty
-        stream = SentenceStream(sentences, rows, WINDOW, self._encode, idle_rows=padded - rows, devices=devices,
-                                in_turn=state == "carry")
+        stream = SentenceStream(
+            sentences, rows, WINDOW, self._encode, idle_rows=padded - rows, devices=devices, in_turn=state == "carry"
+        )
         start = self.warm_state if state == "warm" else zero_state(self.model)
         weights = self._layer_weights(layers, mix)
         lstm_state = shard(zero_state(self.model, padded))
@@ -168,7 +169,7 @@ class Elmo:
             if state == "carry":
                 batch = batch._replace(reset=np.zeros_like(batch.reset))
             if self.model.input == "characters":
-                width = character_width(batch.words, self.model.widest_filter, PADDING)
+                width = character_width(batch.words, self.model.widest_filter)
                 batch = batch._replace(words=batch.words[..., :width])
             activations, lstm_state = self._step(precision)(self.parameters, lstm_state, batch, start, weights)
             activations.copy_to_host_async()
@@ -212,13 +213,13 @@ class Joiner:
 
     def add(self, activations: jax.Array, segments: list[Segment]) -> Iterator[np.ndarray]:
         """activations [n, 2, K, b, T, P] of a window → sentences [K, T_i + 2, 2P] that are complete, in order."""
-        devices, _, layers, rows, window, dim = activations.shape
-        # [B, 2, K, T, P]: views, copied only where a sentence lies
-        by_row = [device[:, :, row] for device in np.asarray(activations) for row in range(rows)]
+        host = np.asarray(activations)
+        by_row = [device[:, :, row] for device in host for row in range(host.shape[3])]  # B views [2, K, T, P]
         for segment in segments:
             stop = segment.start + segment.length
             part = by_row[segment.row][:, :, segment.start : stop]
-            self.begun.setdefault(segment.sentence, []).append(part if segment.last and not segment.offset else part.copy())
+            parts = self.begun.setdefault(segment.sentence, [])
+            parts.append(part if segment.last else part.copy())  # a view would keep the whole window in memory
             if segment.last:
                 forward, backward = np.concatenate(self.begun.pop(segment.sentence), 2)
                 self.done[segment.sentence] = np.concatenate([forward, backward[:, ::-1]], -1)
@@ -233,7 +234,7 @@ def _tokens(sentence: Sentence) -> list[str]:
     tokens = list(sentence)
     for token in tokens:
         if not isinstance(token, str):
-            raise InputError(f"a sentence is a str or a list of str; got a list with {token!r} ({type(token).__name__})")
+            raise InputError(f"a sentence is a str or a list of str; got a list with {token!r}")
     return tokens
 
 

@@ -67,7 +67,8 @@ def character_cnn(parameters: dict, characters: jax.Array, model: ModelConfig, p
         for number, (width, filters) in enumerate(model.filters):
             positions = chunk.shape[1] - width + 1
             patches = jnp.concatenate([embedded[:, first : first + positions] for first in range(width)], -1)
-            scores = matmul(patches, parameters[f"kernel_{number}"].reshape(-1, filters), precision)  # [c, positions, ·]
+            kernel = parameters[f"kernel_{number}"].reshape(-1, filters)
+            scores = matmul(patches, kernel, precision)  # [c, positions, filters]
             features.append(activation(scores.max(1) + parameters[f"bias_{number}"][None]))
         x = jnp.concatenate(features, -1)  # [c, F]
         for number in range(model.highway_layers):
@@ -178,7 +179,7 @@ class WordTable(nn.Module):
 
 
 class LSTM(nn.Module):
-    """Owns one LSTM layer's parameters: kernel [P + P, 4D] (rows x, h; columns i, j, f, o), bias [4D], projection [D, P].
+    """Owns one LSTM layer's parameters: kernel [2P, 4D] (rows x, h; columns i, j, f, o), bias [4D], projection [D, P].
 
     There is no projection if P = D.
     """

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from elmo_jax.config import ModelConfig
 from elmo_jax.corpus import Corpus
-from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE
+from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, PADDING
 
 
 class Segment(NamedTuple):
@@ -123,15 +124,23 @@ def round_up(size: int, smallest: int) -> int:
     return max(smallest, -(-size // (step // 4)) * (step // 4))
 
 
-def character_width(characters: np.ndarray, widest_filter: int, padding: int) -> int:
+def character_width(characters: np.ndarray, widest_filter: int) -> int:
     """How many of the C columns of [.., U, C] character ids the char CNN must see: 16, 24, 32 or all C.
 
     The CNN takes a maximum over positions, so with one window of nothing but padding for the widest filter, more
     padding changes no bit (a word that nearly fills all C columns has none, and is left as it is).
     """
-    used = np.flatnonzero((characters != padding).reshape(-1, characters.shape[-1]).any(0))[-1] + 1
+    used = np.flatnonzero((characters != PADDING).reshape(-1, characters.shape[-1]).any(0))[-1] + 1
     wide_enough = (width for width in (16, 24, 32) if used + widest_filter <= width < characters.shape[-1])
     return next(wide_enough, characters.shape[-1])
+
+
+def word_table(corpus: Corpus, model: ModelConfig) -> np.ndarray:
+    """What the model reads of every word type: character ids [types, C], or ids in the vocabulary [types]."""
+    if model.input == "words":
+        return corpus.targets(np.arange(len(corpus.words), dtype=np.int32))
+    characters = corpus.characters(model.max_characters)
+    return np.ascontiguousarray(characters[:, : character_width(characters, model.widest_filter)])
 
 
 def lay_out(segments: list[Segment], shape: tuple[int, int], read: Callable[[int, int, int], tuple]) -> np.ndarray:
@@ -232,7 +241,7 @@ class LanguageModelStream:
     def __next__(self) -> Batch:
         segments = next(self.rows)
         inputs = lay_out(segments, self.shape, self.read)
-        targets = lay_out(segments, self.shape, lambda sentence, offset, length: self.read(sentence, offset + 1, length))
+        targets = lay_out(segments, self.shape, lambda sentence, offset, size: self.read(sentence, offset + 1, size))
         return make_batch(segments, inputs, self.devices, self.encode, self.corpus.targets(targets))
 
 

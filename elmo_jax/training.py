@@ -11,6 +11,7 @@ from jax import lax
 from elmo_jax.config import Config, ModelConfig
 from elmo_jax.losses import Softmax, full_softmax_loss, log_expected_count, sample_negatives, sampled_softmax_loss
 from elmo_jax.model import BiLM, State
+from elmo_jax.parallel import AXIS
 from elmo_jax.streams import Batch
 
 
@@ -35,7 +36,7 @@ class Negatives(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Of one step: losses of both directions [2] (nats a token), norm of the gradient of loss × window [], unclipped."""
+    """Of one step: losses of both directions [2] (nats a token), norm of the unclipped gradient of loss × window []."""
 
     losses: jax.Array
     gradient_norm: jax.Array
@@ -96,83 +97,121 @@ def scatter_rows(table: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Ar
     return table.at[rows].set(values, mode="drop", unique_indices=True, indices_are_sorted=True)
 
 
+class SoftmaxRows(NamedTuple):
+    """The rows of the softmax that a step touches, and where its words are among them.
+
+    rows        int32 [K] ascending, see `distinct_rows`; None: the whole table
+    targets     int32 [2, N] of the forward and the backward loss
+    negatives   int32 [2, S]; None: full softmax
+    """
+
+    rows: jax.Array | None
+    targets: jax.Array
+    negatives: jax.Array | None
+
+    def select(self, tree: dict[str, Any], fill: float) -> dict[str, Any]:
+        """A tree like the parameters with only these rows of its softmax."""
+        if self.rows is None:
+            return tree
+        return tree | {"softmax": jax.tree.map(lambda table: gather_rows(table, self.rows, fill), tree["softmax"])}
+
+    def merge(self, tree: dict[str, Any], selected: dict[str, Any]) -> dict[str, Any]:
+        """`selected` with the rows that it lacks taken from `tree`."""
+        if self.rows is None:
+            return selected
+        put = lambda table, values: scatter_rows(table, self.rows, values)
+        return selected | {"softmax": jax.tree.map(put, tree["softmax"], selected["softmax"])}
+
+
+def softmax_rows(batch: Batch, negatives: Negatives | None, vocabulary_size: int) -> SoftmaxRows:
+    """The rows that all devices together touch, the same on every device; batch without its device axis."""
+    targets = batch.targets.reshape(2, -1)
+    if negatives is None:
+        return SoftmaxRows(None, targets, None)
+    everyones = lax.all_gather(targets, AXIS)  # [n, 2, N]
+    rows, numbers = distinct_rows(jnp.concatenate([everyones.ravel(), negatives.ids.ravel()]), vocabulary_size)
+    of_targets, of_negatives = jnp.split(numbers, [everyones.size])
+    own = of_targets.reshape(everyones.shape)[lax.axis_index(AXIS)]
+    return SoftmaxRows(rows, own, of_negatives.reshape(negatives.ids.shape))
+
+
+def loss_gradients(
+    config: Config,
+    step: jax.Array,
+    parameters: dict[str, Any],
+    lstm_state: State,
+    batch: Batch,
+    rows: jax.Array,
+    negatives: Negatives | None,
+    of_softmax: SoftmaxRows,
+    vocabulary_size: int,
+) -> tuple[dict[str, Any], jax.Array, State]:
+    """Gradients of loss × window, averaged over devices, the losses [2] of both directions, and the LSTM state.
+
+    The loss is the mean of both directions' mean loss (bilm-tf training.py, train). parameters: of the softmax only
+    the rows of `of_softmax`; the other arguments as in `train_step`.
+    """
+    model, train = config.model, config.train
+    bilm = BiLM(model, vocabulary_size, train.precision)
+    key = jax.random.fold_in(jax.random.key(train.seed), step)
+    dropout = dropout_by_row(key, rows, train.dropout) if train.dropout else None
+
+    def loss(parameters):
+        inputs = batch.words, batch.forward, batch.backward, lstm_state
+        activations, new_state = bilm.apply({"params": parameters["bilm"]}, *inputs, dropout=dropout)
+        table = parameters["softmax"]["weight"], parameters["softmax"]["bias"]
+        losses = []
+        for direction, hidden in enumerate(activations[:, -1].swapaxes(1, 2)):  # [T, b, P]
+            if dropout is not None:
+                hidden = dropout(2 * model.layers + direction, hidden)
+            hidden = hidden.swapaxes(0, 1).reshape(-1, model.projection_dim)  # [N, P]
+            if negatives is None:
+                loss = full_softmax_loss(hidden, *table, of_softmax.targets[direction], train.precision)
+            else:
+                ids = batch.targets[direction].reshape(-1), negatives.ids[direction]
+                counts = (log_expected_count(some, negatives.draws[direction], vocabulary_size) for some in ids)
+                numbers = of_softmax.targets[direction], of_softmax.negatives[direction]
+                loss = sampled_softmax_loss(hidden, *table, *numbers, *counts, train.precision)
+            losses.append(loss.mean())
+        losses = jnp.stack(losses)
+        return losses.mean() * train.window, (losses, new_state)
+
+    gradients, (losses, lstm_state) = jax.grad(loss, has_aux=True)(parameters)
+    gradients, losses = lax.pmean((gradients, losses), AXIS)
+    return gradients, losses, lstm_state
+
+
 def train_step(
     config: Config,
-    axis: str,
     state: TrainState,
     lstm_state: State,
     batch: Batch,
     rows: jax.Array,
     negatives: Negatives | None,
 ) -> tuple[TrainState, State, Metrics]:
-    """One step on one device's rows; devices meet over the mapped axis `axis`.
+    """One step on one device's rows; devices meet over the mapped axis AXIS.
 
-    As bilm-tf: loss is the mean of both directions' mean loss; the gradient of loss × window is averaged over
-    devices, clipped once by its global norm, and applied by Adagrad. Of the softmax only the rows that the step
-    touches are gathered, differentiated, updated and scattered back; Adagrad leaves the others as they are, so this
-    is exactly the dense update.
+    The averaged gradient is clipped once by its global norm and applied by Adagrad (bilm-tf). Of the softmax only the
+    rows that the step touches are gathered, differentiated, updated and scattered back; Adagrad leaves the others as
+    they are, so this is exactly the dense update.
 
-    lstm_state leaves [b, ..]; batch without its device axis; rows int32 [b]; negatives None: full softmax.
+    lstm_state leaves [b, ..]; batch without its device axis; rows int32 [b] are the rows' numbers among those of all
+    devices; negatives None: full softmax.
     """
-    train = config.train
-    softmax = state.parameters["softmax"]
-    vocabulary_size = len(softmax["weight"])
-    bilm = BiLM(config.model, vocabulary_size, train.precision)
-    key = jax.random.fold_in(jax.random.key(train.seed), state.step)
-    dropout = dropout_by_row(key, rows, train.dropout) if train.dropout else None
-
-    targets = batch.targets.reshape(2, -1)  # [2, N]
-    if negatives is None:
-        touched, target_rows, negative_rows = None, targets, None
-    else:
-        everyones = lax.all_gather(targets, axis).reshape(-1)
-        touched, numbers = distinct_rows(jnp.concatenate([everyones, negatives.ids.reshape(-1)]), vocabulary_size)
-        target_rows = numbers[: len(everyones)].reshape(-1, *targets.shape)[lax.axis_index(axis)]
-        negative_rows = numbers[len(everyones) :].reshape(negatives.ids.shape)
-
-    def select(tree, fill):
-        if touched is None:
-            return tree
-        return tree | {"softmax": jax.tree.map(lambda table: gather_rows(table, touched, fill), tree["softmax"])}
-
-    def loss(parameters):
-        activations, new_lstm_state = bilm.apply(
-            {"params": parameters["bilm"]}, batch.words, batch.forward, batch.backward, lstm_state, dropout=dropout
-        )
-        losses = []
-        for direction, hidden in enumerate(activations[:, -1]):  # [b, T, P]
-            if dropout is not None:
-                place = 2 * config.model.layers + direction
-                hidden = dropout(place, hidden.swapaxes(0, 1)).swapaxes(0, 1)
-            table = parameters["softmax"]["weight"], parameters["softmax"]["bias"]
-            inputs = hidden.reshape(-1, hidden.shape[-1]), *table, target_rows[direction]
-            if negatives is None:
-                loss = full_softmax_loss(*inputs, train.precision)
-            else:
-                counts = [
-                    log_expected_count(ids[direction], negatives.draws[direction], vocabulary_size)
-                    for ids in (targets, negatives.ids)
-                ]
-                loss = sampled_softmax_loss(*inputs, negative_rows[direction], *counts, train.precision)
-            losses.append(loss.mean())
-        losses = jnp.stack(losses)
-        return losses.mean() * train.window, (losses, new_lstm_state)
-
-    parameters = select(state.parameters, 0.0)
-    gradients, (losses, lstm_state) = jax.grad(loss, has_aux=True)(parameters)
-    losses, gradients = lax.pmean((losses, gradients), axis)
+    train, vocabulary_size = config.train, len(state.parameters["softmax"]["weight"])
+    of_softmax = softmax_rows(batch, negatives, vocabulary_size)
+    parameters = of_softmax.select(state.parameters, 0.0)
+    gradients, losses, lstm_state = loss_gradients(
+        config, state.step, parameters, lstm_state, batch, rows, negatives, of_softmax, vocabulary_size
+    )
     norm = optax.tree.norm(gradients)
     clipped, _ = optax.clip_by_global_norm(train.clip_norm).update(gradients, optax.EmptyState())
-    sums = optax.ScaleByRssState(select(state.accumulators, 1.0))
+    sums = optax.ScaleByRssState(of_softmax.select(state.accumulators, 1.0))
     updates, sums = optax.scale_by_rss(eps=0.0).update(clipped, sums)
     parameters = jax.tree.map(lambda value, update: value - train.learning_rate * update, parameters, updates)
-
-    def merge(tree, new):
-        if touched is None:
-            return new
-        put = lambda table, values: scatter_rows(table, touched, values)
-        return new | {"softmax": jax.tree.map(put, tree["softmax"], new["softmax"])}
-
-    parameters = merge(state.parameters, parameters)
-    accumulators = merge(state.accumulators, sums.sum_of_squares)
-    return TrainState(state.step + 1, parameters, accumulators), lstm_state, Metrics(losses, norm)
+    state = TrainState(
+        state.step + 1,
+        of_softmax.merge(state.parameters, parameters),
+        of_softmax.merge(state.accumulators, sums.sum_of_squares),
+    )
+    return state, lstm_state, Metrics(losses, norm)

@@ -77,7 +77,7 @@ def character_ids(words: Sequence[str], max_characters: int) -> np.ndarray:
     ids = np.full((len(words), max_characters), PADDING, np.uint16)
     ids[:, 0] = BEGIN_WORD
     for row, word in zip(ids, words, strict=True):
-        if word == BEGIN_SENTENCE or word == END_SENTENCE:
+        if word in (BEGIN_SENTENCE, END_SENTENCE):
             row[1] = BEGIN_SENTENCE_CHARACTER if word == BEGIN_SENTENCE else END_SENTENCE_CHARACTER
             row[2] = END_WORD
         else:

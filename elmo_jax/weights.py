@@ -139,9 +139,7 @@ def read_model(options: Path, weights: Path, vocab: Path | None = None, softmax:
     parameters = read_weights(weights, model, len(vocabulary or ()))
     if softmax is not None and vocabulary is None:
         raise InputError(f"{softmax} needs the vocab.txt that says which word each of its rows stands for")
-    return ModelFolder(
-        model, parameters, vocabulary, softmax and read_softmax(softmax, model, len(vocabulary or ()))
-    )
+    return ModelFolder(model, parameters, vocabulary, softmax and read_softmax(softmax, model, len(vocabulary or ())))
 
 
 def read_folder(path: Path, with_softmax: bool = False) -> ModelFolder:

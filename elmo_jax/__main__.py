@@ -1,0 +1,114 @@
+"""`python -m elmo_jax vocab|perplexity|nearest`: the smaller tools."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import h5py
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from elmo_jax.config import Precision
+from elmo_jax.corpus import Corpus, count_words, sentences
+from elmo_jax.embedding import warm_state
+from elmo_jax.errors import InputError, exit_on_bad_input
+from elmo_jax.evaluation import evaluator
+from elmo_jax.model import zero_state
+from elmo_jax.parallel import device_count, replicate
+from elmo_jax.streams import LanguageModelStream, word_table
+from elmo_jax.vocabulary import Vocabulary
+from elmo_jax.weights import read_folder
+
+
+def vocab(
+    text: tyro.conf.Positional[tuple[str, ...]], output: Path, max_size: int | None = None, min_count: int = 1
+) -> None:
+    """Counts the words of a text and writes a vocabulary: <S>, </S>, <UNK>, then the words, most frequent first.
+
+    Args:
+        text: Text files or globs, plain or .gz, or "builtin".
+        output: File to write, a word a line.
+        max_size: Words to keep at most, the three special ones included.
+        min_count: Leave out words that occur less often.
+    """
+    counts = count_words(sentences(text, "TEXT", progress="counting words"))
+    vocabulary = Vocabulary.from_counts(counts, max_size, min_count)
+    vocabulary.save(output)
+    total = counts.total()
+    known = sum(count for word, count in counts.items() if word in vocabulary.index)
+    print(f"{len(vocabulary):,} words of {len(counts):,}; they cover {known / max(total, 1):.2%} of {total:,} tokens")
+
+
+def perplexity(
+    model: Path,
+    input: str,
+    state: Literal["carry", "zero", "warm"] = "carry",
+    precision: Precision = "float32",
+    batch_size: int = 32,
+    window: int = 32,
+) -> None:
+    """Measures the perplexity of a text, over every token, by the full softmax.
+
+    Args:
+        model: Model folder with vocab.txt and softmax.hdf5, or training workdir.
+        input: Text file or glob, or "builtin" for the held-out tenth of the built-in text.
+        state: LSTM state at the beginning of a sentence: carried on within a row (as in training), zero, or warm.
+        precision: Inputs of the matrix products.
+        batch_size: Rows of sentences, on all devices together.
+        window: Positions read at a time.
+    """
+    folder = read_folder(model, with_softmax=True)
+    if folder.softmax is None:
+        raise InputError(f"{model} has no softmax.hdf5 (with its vocab.txt); perplexity needs the output layer")
+    devices = device_count()
+    if batch_size < 1 or batch_size % devices:
+        raise InputError(f"batch_size is {batch_size}, which cannot be divided by {devices} devices; give a multiple")
+    corpus = Corpus(sentences((input,), "--input", heldout=True, progress="reading"), folder.vocabulary, input)
+    parameters = replicate({"bilm": folder.parameters, "softmax": folder.softmax})
+    encode = word_table(corpus, folder.model).__getitem__
+    batches = LanguageModelStream(corpus, batch_size, window, encode, devices=devices, passes=1)
+    start = {"carry": lambda: None, "zero": lambda: zero_state(folder.model), "warm": lambda: warm_state(folder)}
+    evaluate = evaluator(folder.model, precision)
+    result = evaluate(parameters, tqdm(batches, "perplexity", unit=" windows", leave=False), start[state]())
+    print(
+        f"perplexity {result.both:.3f} (forward {result.forward:.3f}, backward {result.backward:.3f}) "
+        f"over {corpus.tokens:,} tokens, state {state}"
+    )
+
+
+def nearest(embeddings: Path, word: str, neighbours: int = 2) -> None:
+    """Shows, for every occurrence of a word in embedded text, in which other contexts its vector is most similar.
+
+    Args:
+        embeddings: HDF5 file that embed.py wrote (one vector a token: not --layers all, no --boundaries).
+        word: The word to look at.
+        neighbours: Contexts to show for each.
+    """
+    if not embeddings.is_file():
+        raise InputError(f"there is no file {embeddings}; give one that embed.py wrote")
+    contexts, vectors = [], []
+    with h5py.File(embeddings) as file:
+        for sentence, number in json.loads(file["sentence_to_index"][0]).items():
+            tokens, array = sentence.split(" "), file[number]
+            if array.shape[:-1] != (len(tokens),) and sentence:
+                raise InputError(f"{embeddings} does not hold one vector a token; embed without --layers all")
+            for place in (place for place, token in enumerate(tokens) if token == word):
+                left, right = tokens[max(0, place - 5) : place], tokens[place + 1 : place + 6]
+                contexts.append(" ".join([*left, f"[{word}]", *right]))
+                vectors.append(array[place])
+    if len(contexts) < 2:
+        raise InputError(f"{word!r} occurs {len(contexts)} times in {embeddings}; it must occur at least twice")
+    unit = np.stack(vectors)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -np.inf)
+    for context, row in zip(contexts, similarity, strict=True):
+        print(context)
+        for other in np.argsort(-row)[: min(neighbours, len(contexts) - 1)]:
+            print(f"    {row[other]:.3f}  {contexts[other]}")
+
+
+if __name__ == "__main__":
+    commands = {"vocab": vocab, "perplexity": perplexity, "nearest": nearest}
+    exit_on_bad_input(tyro.extras.subcommand_cli_from_dict)(commands, use_underscores=True)

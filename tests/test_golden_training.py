@@ -1,0 +1,157 @@
+"""Training against the original: replays the recorded batches of bilm-tf runs."""
+
+import functools
+import json
+
+import h5py
+import jax
+import numpy as np
+import pytest
+from conftest import GOLDEN, TOLERANCE, relative_error
+
+from elmo_jax import training
+from elmo_jax.config import Config, TrainConfig, from_options
+from elmo_jax.losses import full_softmax_loss, sampled_softmax_loss
+from elmo_jax.model import zero_state
+from elmo_jax.parallel import fetch, gather, parallel
+from elmo_jax.streams import make_batch
+from elmo_jax.weights import weight_names, write_weights
+
+TRACES = sorted(path.parent for path in GOLDEN.glob("training/*/trace.npz"))
+needs_golden = pytest.mark.skipif(not TRACES, reason=f"no training traces under {GOLDEN} (set ELMO_GOLDEN)")
+
+
+def variable_names(model):
+    """TensorFlow's name of every parameter (without lm/) → path in the parameters."""
+    names = {}
+    for name, path in weight_names(model).items():
+        if name.startswith("RNN_"):
+            name = name.replace("/RNN/", "/rnn/").replace("MultiRNNCell/Cell", "multi_rnn_cell/cell_")
+            name = name.replace("LSTMCell/W_0", "lstm_cell/kernel").replace("LSTMCell/B", "lstm_cell/bias")
+            name = name.replace("LSTMCell/W_P_0", "lstm_cell/projection/kernel")
+            if model.layers == 1:
+                name = name.replace("multi_rnn_cell/cell_0/", "")
+        names[name] = ("bilm", *path)
+    return names | {"softmax/W": ("softmax", "weight"), "softmax/b": ("softmax", "bias")}
+
+
+def read_tree(file, model):
+    arrays = np.load(file)
+    tree = {}
+    for name, path in variable_names(model).items():
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = arrays[name]
+    assert set(arrays.files) == set(variable_names(model))
+    return tree
+
+
+def worst(actual, expected):
+    """The largest relative error of any array of a tree."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    return max(map(relative_error, jax.tree.leaves(actual), jax.tree.leaves(expected)))
+
+
+def recorded_batch(trace, step, devices):
+    """A step's batch of the trace; every word type is a row of distinct character ids."""
+    inputs = np.stack([trace["tokens_characters"][step], trace["tokens_characters_reverse"][step]])
+    spellings, numbers = np.unique(inputs.reshape(-1, inputs.shape[-1]), axis=0, return_inverse=True)
+    targets = np.stack([trace["next_token_id"][step], trace["next_token_id_reverse"][step]])
+    types = numbers.reshape(inputs.shape[:-1]).astype(np.int32)
+    return make_batch([], types, devices, spellings.astype(np.uint16).__getitem__, targets.astype(np.int32))
+
+
+@needs_golden
+@pytest.mark.parametrize("folder", TRACES, ids=lambda folder: folder.name)
+def test_replay(folder, tmp_path, monkeypatch):
+    options = json.loads((folder / "options.json").read_text())
+    model = from_options(options, "options.json")
+    assert (options["sample_softmax"], options["dropout"]) == (False, 0.0)
+    config = Config(
+        model,
+        train=TrainConfig(
+            batch_size=options["batch_size"],
+            window=options["unroll_steps"],
+            learning_rate=options["learning_rate"],
+            clip_norm=options["all_clip_norm_val"],
+            dropout=0.0,
+            softmax="full",
+        ),
+    )
+    trace = np.load(folder / "trace.npz")
+    rows = trace["token_ids"].shape[1]
+    devices = rows // options["batch_size"]
+    if devices > jax.local_device_count():
+        pytest.skip(f"the trace is of {devices} devices, there are {jax.local_device_count()}")
+    step = parallel(functools.partial(training.train_step, config), (None, 0, 0, 0, None), (None, 0, None))
+    state = training.init_state(read_tree(folder / "initial.npz", model))
+    lstm_state = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, leaf.shape[-1]), zero_state(model, rows))
+    row_numbers = np.arange(rows, dtype=np.int32).reshape(devices, -1)
+
+    def first_gradients(parameters, lstm_state, batch, rows):
+        softmax, size = training.softmax_rows(batch, None, 0), len(parameters["softmax"]["weight"])
+        inputs = config, np.int32(0), parameters, lstm_state, batch, rows, None, softmax, size
+        return training.loss_gradients(*inputs)[0]
+
+    first = state.parameters, lstm_state, recorded_batch(trace, 0, devices), row_numbers
+    gradients = fetch(parallel(first_gradients, (None, 0, 0, 0), None)(*first))
+    assert worst(gradients, read_tree(folder / "gradients_step0.npz", model)) < TOLERANCE
+
+    losses, norms, per_direction = [], [], []
+    for number in range(len(trace["loss"])):
+        state, lstm_state, metrics = step(state, lstm_state, recorded_batch(trace, number, devices), row_numbers, None)
+        metrics = fetch(metrics)
+        losses.append(metrics.loss)
+        norms.append(metrics.gradient_norm)
+        per_direction.append(metrics.losses)
+    assert relative_error(losses, trace["loss"]) < TOLERANCE
+    assert relative_error(norms, trace["gradient_norm"]) < TOLERANCE
+    assert relative_error(per_direction, trace["loss_per_direction"].mean(1)) < TOLERANCE
+
+    state = fetch(state)
+    assert worst(state.parameters, read_tree(folder / "final.npz", model)) < TOLERANCE
+    assert worst(state.accumulators, read_tree(folder / "final_adagrad_accumulator.npz", model)) < TOLERANCE
+    final = np.load(folder / "final_lstm_state.npz")
+    for direction, layers in zip(("forward", "backward"), gather(lstm_state), strict=True):
+        for layer, arrays in enumerate(layers):
+            for name, array in arrays._asdict().items():
+                parts = [final[f"device{d}/{direction}/layer{layer}/{name}"] for d in range(devices)]
+                assert relative_error(array, np.concatenate(parts)) < TOLERANCE
+
+    write_weights(tmp_path / "weights.hdf5", state.parameters["bilm"], model)
+    assert_same_weights(tmp_path / "weights.hdf5", folder / "dumped_weights.hdf5")
+
+
+def datasets(file):
+    arrays = {}
+    file.visititems(lambda name, item: arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    return arrays
+
+
+def assert_same_weights(actual, expected):
+    """Same names, shapes and dtypes; values within the tolerance."""
+    with h5py.File(actual) as ours, h5py.File(expected) as theirs:
+        ours, theirs = datasets(ours), datasets(theirs)
+    assert {name: (array.shape, array.dtype) for name, array in ours.items()} == {
+        name: (array.shape, array.dtype) for name, array in theirs.items()
+    }
+    assert worst(ours, theirs) < TOLERANCE
+
+
+@needs_golden
+def test_sampled_softmax(golden):
+    data = np.load(golden / "sampled_softmax.npz")
+    inputs = data["hidden"], data["softmax_W"], data["softmax_b"]
+    targets, ids = data["labels"].astype(np.int32), data["sampled_ids"].astype(np.int32)
+    counts = np.log(data["true_expected_count"]), np.log(data["sampled_expected_count"])
+
+    def mean_loss(hidden, weight, bias):
+        return sampled_softmax_loss(hidden, weight, bias, targets, ids, *counts).mean()
+
+    loss = sampled_softmax_loss(*inputs, targets, ids, *counts)
+    assert relative_error(loss, data["sampled_loss"]) < TOLERANCE
+    gradients = jax.grad(mean_loss, argnums=(0, 1, 2))(*inputs)
+    for gradient, name in zip(gradients, ("grad_hidden", "grad_W", "grad_b"), strict=True):
+        assert relative_error(gradient, data[name]) < TOLERANCE
+    assert relative_error(full_softmax_loss(*inputs, targets), data["full_loss"]) < TOLERANCE
