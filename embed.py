@@ -1,6 +1,7 @@
 """Embeds text with a pretrained biLM: `python embed.py --model DIR --input FILE --output FILE.hdf5`."""
 
 import itertools
+import sys
 from pathlib import Path
 
 import tyro
@@ -52,5 +53,10 @@ def embed(
     write_hdf5(output, written, tqdm(vectors, "embedding", unit=" sentences"))
 
 
+@exit_on_bad_input
+def main(argv: list[str]) -> None:
+    tyro.cli(embed, args=argv, use_underscores=True)
+
+
 if __name__ == "__main__":
-    exit_on_bad_input(tyro.cli)(embed, use_underscores=True)
+    main(sys.argv[1:])

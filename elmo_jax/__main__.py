@@ -1,10 +1,10 @@
 """`python -m elmo_jax vocab|perplexity|nearest`: the smaller tools."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Literal
 
-import h5py
 import numpy as np
 import tyro
 from tqdm import tqdm
@@ -18,7 +18,7 @@ from elmo_jax.model import zero_state
 from elmo_jax.parallel import device_count, replicate
 from elmo_jax.streams import LanguageModelStream, word_table
 from elmo_jax.vocabulary import Vocabulary
-from elmo_jax.weights import read_folder
+from elmo_jax.weights import open_hdf5, read_folder
 
 
 def vocab(
@@ -77,7 +77,7 @@ def perplexity(
     )
 
 
-def nearest(embeddings: Path, word: str, neighbours: int = 2) -> None:
+def nearest(embeddings: tyro.conf.Positional[Path], word: str, neighbours: int = 2) -> None:
     """Shows, for every occurrence of a word in embedded text, in which other contexts its vector is most similar.
 
     Args:
@@ -85,10 +85,10 @@ def nearest(embeddings: Path, word: str, neighbours: int = 2) -> None:
         word: The word to look at.
         neighbours: Contexts to show for each.
     """
-    if not embeddings.is_file():
-        raise InputError(f"there is no file {embeddings}; give one that embed.py wrote")
     contexts, vectors = [], []
-    with h5py.File(embeddings) as file:
+    with open_hdf5(embeddings) as file:
+        if "sentence_to_index" not in file:
+            raise InputError(f"{embeddings} is not a file that embed.py wrote: it has no sentence_to_index")
         for sentence, number in json.loads(file["sentence_to_index"][0]).items():
             tokens, array = sentence.split(" "), file[number]
             if array.shape[:-1] != (len(tokens),) and sentence:
@@ -109,6 +109,11 @@ def nearest(embeddings: Path, word: str, neighbours: int = 2) -> None:
             print(f"    {row[other]:.3f}  {contexts[other]}")
 
 
-if __name__ == "__main__":
+@exit_on_bad_input
+def main(argv: list[str]) -> None:
     commands = {"vocab": vocab, "perplexity": perplexity, "nearest": nearest}
-    exit_on_bad_input(tyro.extras.subcommand_cli_from_dict)(commands, use_underscores=True)
+    tyro.extras.subcommand_cli_from_dict(commands, prog="python -m elmo_jax", args=argv, use_underscores=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

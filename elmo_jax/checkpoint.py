@@ -19,7 +19,7 @@ class Checkpoints:
 
     def save(self, step: int, arrays: Any, values: dict[str, Any]) -> None:
         """Saves NumPy arrays (any tree) and values for JSON as the checkpoint of a step."""
-        args = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), values=ocp.args.JsonSave(values))
+        args = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(values))
         self.manager.save(step, args=args, force=True)
 
     def latest(self) -> int | None:
@@ -28,7 +28,7 @@ class Checkpoints:
 
     def values(self, step: int) -> dict[str, Any]:
         """The JSON values of a checkpoint."""
-        return self.manager.restore(step, args=ocp.args.Composite(values=ocp.args.JsonRestore())).values
+        return self.manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())).progress
 
     def arrays(self, step: int, like: Any) -> Any:
         """The arrays of a checkpoint, as NumPy, in the tree of `like` (arrays or their shapes)."""

@@ -204,39 +204,54 @@ def from_options(options: dict[str, Any], source: str) -> ModelConfig:
     or 262 (its inference): the same model.
     """
 
-    def get(section: dict[str, Any], name: str, key: str) -> Any:
-        if not isinstance(section, dict) or key not in section:
-            raise InputError(f"{source} lacks {name}{key}; a bilm-tf options.json has it")
-        return section[key]
+    def get(path: str, kinds: tuple[type, ...], *default: Any) -> Any:
+        value: Any = options
+        for key in path.split("."):
+            if not isinstance(value, dict) or key not in value:
+                if default:
+                    return default[0]
+                raise InputError(f"{source} lacks {path}; a bilm-tf options.json has it")
+            value = value[key]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise InputError(f"{source} has {path} {value!r}; it must be {names}")
+        return value
 
-    lstm = get(options, "", "lstm")
-    if options.get("bidirectional") is False:
+    get("lstm", (dict,))
+    if not get("bidirectional", (bool,), True):
         raise InputError(f"{source} has bidirectional: false; only bidirectional models can be loaded")
     values: dict[str, Any] = {
-        "cell_dim": get(lstm, "lstm.", "dim"),
-        "projection_dim": get(lstm, "lstm.", "projection_dim"),
-        "layers": lstm.get("n_layers", 1),
-        "cell_clip": lstm.get("cell_clip"),
-        "projection_clip": lstm.get("proj_clip"),
-        "skip_connections": bool(lstm.get("use_skip_connections", False)),
+        "cell_dim": get("lstm.dim", (int,)),
+        "projection_dim": get("lstm.projection_dim", (int,)),
+        "layers": get("lstm.n_layers", (int,), 1),
+        "cell_clip": get("lstm.cell_clip", (int, float, type(None)), None),
+        "projection_clip": get("lstm.proj_clip", (int, float, type(None)), None),
+        "skip_connections": get("lstm.use_skip_connections", (bool,), False),
         "input": "words",
     }
     if "char_cnn" in options:
-        cnn = options["char_cnn"]
-        if cnn.get("n_characters", 262) not in (261, 262):
-            raise InputError(f"{source} has char_cnn.n_characters {cnn['n_characters']}; 261 and 262 are accepted")
+        filters = get("char_cnn.filters", (list,))
+        if not all(isinstance(pair, list) and [type(number) for number in pair] == [int, int] for pair in filters):
+            raise InputError(f"{source} has char_cnn.filters {filters}; it must be a list of [width, number]")
         values |= {
             "input": "characters",
-            "activation": get(cnn, "char_cnn.", "activation"),
-            "character_dim": get(get(cnn, "char_cnn.", "embedding"), "char_cnn.embedding.", "dim"),
-            "filters": tuple((width, count) for width, count in get(cnn, "char_cnn.", "filters")),
-            "highway_layers": cnn.get("n_highway") or 0,
-            "max_characters": get(cnn, "char_cnn.", "max_characters_per_token"),
+            "activation": get("char_cnn.activation", (str,)),
+            "character_dim": get("char_cnn.embedding.dim", (int,)),
+            "filters": tuple((width, number) for width, number in filters),
+            "highway_layers": get("char_cnn.n_highway", (int, type(None)), 0) or 0,
+            "max_characters": get("char_cnn.max_characters_per_token", (int,)),
         }
+        if get("char_cnn.n_characters", (int,), 262) not in (261, 262):
+            raise InputError(
+                f"{source} has char_cnn.n_characters {get('char_cnn.n_characters', (int,))}; it is 261 or 262"
+            )
         if values["activation"] not in ("relu", "tanh"):
             raise InputError(f"{source} has char_cnn.activation {values['activation']!r}; relu and tanh are accepted")
     model = ModelConfig(**values)
-    check(Config(model))
+    try:
+        check(Config(model))
+    except InputError as error:
+        raise InputError(f"{source} describes no model: {error}") from None
     return model
 
 

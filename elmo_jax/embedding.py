@@ -289,10 +289,13 @@ def write_hdf5(path: Path, sentences: Iterable[list[str]], vectors: Iterable[np.
     except OSError as error:
         raise InputError(f"cannot write {path} ({error}); give a file in a folder that can be written") from None
     index = {}
-    with file:
-        for number, (tokens, array) in enumerate(zip(sentences, vectors, strict=True)):
-            file.create_dataset(str(number), data=array)
-            index[" ".join(tokens)] = str(number)
-        file.create_dataset("sentence_to_index", (1,), dtype=h5py.string_dtype())
-        file["sentence_to_index"][0] = json.dumps(index)
-    os.replace(partial, path)
+    try:
+        with file:
+            for number, (tokens, array) in enumerate(zip(sentences, vectors, strict=True)):
+                file.create_dataset(str(number), data=array)
+                index[" ".join(tokens)] = str(number)
+            file.create_dataset("sentence_to_index", (1,), dtype=h5py.string_dtype())
+            file["sentence_to_index"][0] = json.dumps(index)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

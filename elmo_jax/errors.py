@@ -17,7 +17,7 @@ def exit_on_bad_input(script: Callable[..., None]) -> Callable[..., None]:
         try:
             script(*args, **kwargs)
         except (InputError, OSError) as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"\nerror: {' '.join(str(error).split())}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

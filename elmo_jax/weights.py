@@ -53,9 +53,10 @@ def weight_shapes(model: ModelConfig, vocabulary_size: int) -> dict[str, tuple[i
     return {name: tree[module][array].shape for name, (module, array) in weight_names(model).items()}
 
 
-def _open(path: Path) -> h5py.File:
+def open_hdf5(path: Path) -> h5py.File:
+    """Opens a file for reading."""
     if not path.is_file():
-        raise InputError(f"no file {path}; a model's weights are in a weights.hdf5")
+        raise InputError(f"there is no file {path}")
     try:
         return h5py.File(path, "r")
     except OSError as error:
@@ -71,7 +72,7 @@ def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
 
 def _read(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """The arrays of a file, which must have just these names and shapes."""
-    with _open(path) as file:
+    with open_hdf5(path) as file:
         found = _datasets(file)
         problems = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in found]
         problems += [f"not known: {name} {item.shape}" for name, item in found.items() if name not in shapes]
@@ -96,7 +97,7 @@ def read_weights(path: Path, model: ModelConfig, vocabulary_size: int = 0) -> di
 
 def write_weights(path: Path, parameters: dict[str, Any], model: ModelConfig) -> None:
     """Writes weights.hdf5 as bilm-tf's dump_weights does."""
-    _write(path, {name: parameters[module][array] for name, (module, array) in weight_names(model).items()})
+    write_arrays(path, {name: parameters[module][array] for name, (module, array) in weight_names(model).items()})
 
 
 def read_softmax(path: Path, model: ModelConfig, vocabulary_size: int) -> dict[str, np.ndarray]:
@@ -107,7 +108,7 @@ def read_softmax(path: Path, model: ModelConfig, vocabulary_size: int) -> dict[s
 
 def write_softmax(path: Path, softmax: dict[str, Any]) -> None:
     """Writes softmax.hdf5 (bilm-tf leaves the output layer in its checkpoint; the names are those it has there)."""
-    _write(path, {name: softmax[ours] for name, ours in SOFTMAX_NAMES.items()})
+    write_arrays(path, {name: softmax[ours] for name, ours in SOFTMAX_NAMES.items()})
 
 
 class ModelFolder(NamedTuple):
@@ -164,7 +165,8 @@ def write_folder(path: Path, model: ModelConfig, parameters: dict[str, Any], voc
     write_softmax(path / "softmax.hdf5", parameters["softmax"])
 
 
-def _write(path: Path, arrays: dict[str, Any]) -> None:
+def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    """Writes an HDF5 file of float32 arrays; it appears only when it is whole."""
     partial = path.with_name(path.name + ".partial")
     with h5py.File(partial, "w") as file:
         for name, array in arrays.items():

@@ -3,25 +3,71 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 
+import json
+import tempfile
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from elmo_jax.config import ModelConfig, to_options
+from elmo_jax.weights import weight_shapes, write_arrays
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Many tests compile the same program.
+compiled = tempfile.TemporaryDirectory()
+jax.config.update("jax_compilation_cache_dir", compiled.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(os.environ.get("ELMO_GOLDEN", ROOT.parent / "shared/data/golden"))
 # Largest absolute difference, relative to the largest value.
 TOLERANCE = 1e-5
 
+# All sizes differ, so that nothing transposed can pass.
+SMALL = ModelConfig(
+    character_dim=3,
+    filters=((1, 4), (2, 6), (3, 9)),
+    max_characters=12,
+    cell_dim=11,
+    projection_dim=7,
+    highway_layers=1,
+)
+SENTENCES = [
+    line.split()
+    for line in (
+        "the cat sat on the mat",
+        "über naïve 猫 🐈 cats",
+        "incomprehensibilities antidisestablishmentarianism a",
+        "",
+        "one",
+        "it rained and rained and it rained until the river rose over its banks and took the bridge away .",
+    )
+]
+
 
 def relative_error(actual, expected) -> float:
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape
-    return float(np.abs(actual - expected).max() / np.abs(expected).max())
+    largest = np.abs(expected).max(initial=0)
+    return float(np.abs(actual - expected).max(initial=0) / (largest or 1))
+
+
+def random_weights(model: ModelConfig, vocabulary_size: int = 0, seed: int = 0, scale: float = 0.4):
+    """Arrays of a weight file by name, normally distributed."""
+    generator = np.random.default_rng(seed)
+    shapes = weight_shapes(model, vocabulary_size)
+    return {name: (scale * generator.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
+
+
+def write_random_model(folder: Path, model: ModelConfig, seed: int = 0) -> Path:
+    """A model folder (without a vocabulary) with random weights."""
+    folder.mkdir(exist_ok=True)
+    (folder / "options.json").write_text(json.dumps(to_options(model)))
+    write_arrays(folder / "weights.hdf5", random_weights(model, seed=seed))
+    return folder
 
 
 @pytest.fixture
@@ -29,9 +75,3 @@ def golden() -> Path:
     if not GOLDEN.is_dir():
         pytest.skip(f"no golden outputs of the originals at {GOLDEN} (set ELMO_GOLDEN)")
     return GOLDEN
-
-
-def random_tree(tree, seed: int, scale: float = 0.5):
-    """Normal random values in the shapes of `tree`."""
-    generator = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: (scale * generator.normal(size=leaf.shape)).astype(np.float32), tree)

@@ -1,0 +1,130 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT, SMALL, relative_error
+
+from elmo_jax.config import load_config
+from elmo_jax.layers import matmul
+from elmo_jax.model import BiLM, ScalarMix, init_bilm, scalar_mix, zero_state
+
+
+def window(model=SMALL, rows=2, window=5, words=13, seed=0):
+    """Random parameters and a window: parameters, (words, forward, backward, state)."""
+    generator = np.random.default_rng(seed)
+    parameters = jax.tree.map(lambda leaf: 2 * leaf, init_bilm(jax.random.key(seed), model))
+    characters = generator.integers(0, 261, (words, model.max_characters)).astype(np.int32)
+    forward, backward = generator.integers(0, words, (2, rows, window)).astype(np.int32)
+    return {"params": parameters}, (characters, forward, backward, zero_state(model, rows))
+
+
+@pytest.mark.parametrize(("name", "count"), [("small", 13_593_296), ("medium", 28_027_728), ("original", 93_600_848)])
+def test_parameter_counts(name, count):
+    model = load_config(name, ROOT / "configs").model
+    shapes = jax.eval_shape(lambda: init_bilm(jax.random.key(0), model))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
+
+
+def test_two_windows_are_one():
+    parameters, (words, forward, backward, state) = window(window=6)
+    apply = jax.jit(BiLM(SMALL).apply)
+    whole, end = apply(parameters, words, forward, backward, state)
+    first, state = apply(parameters, words, forward[:, :2], backward[:, :2], state)
+    second, state = apply(parameters, words, forward[:, 2:], backward[:, 2:], state)
+    assert relative_error(np.concatenate([first, second], 3), whole) < 1e-6
+    for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(end), strict=True):
+        assert relative_error(one, other) < 1e-6
+
+
+def test_reset_starts_anew():
+    parameters, (words, forward, backward, state) = window(window=6)
+    apply = jax.jit(BiLM(SMALL).apply)
+    start = jax.tree.map(lambda leaf: 0.3 * jnp.ones(leaf.shape), zero_state(SMALL))
+    reset = np.zeros((2, 6), bool)
+    reset[0, 2] = True
+    found, _ = apply(parameters, words, forward, backward, state, reset, start)
+    carried, _ = apply(parameters, words, forward, backward, state)
+    rows = jax.tree.map(lambda leaf: jnp.tile(leaf[None], (2, 1)), start)
+    anew, _ = apply(parameters, words, forward[:, 2:], backward[:, 2:], rows)
+    assert relative_error(found[:, :, 0, 2:], anew[:, :, 0]) < 1e-6
+    assert relative_error(found[:, :, 0, :2], carried[:, :, 0, :2]) < 1e-6
+    assert relative_error(found[:, :, 1], carried[:, :, 1]) < 1e-6
+    assert relative_error(found[:, 1:, 0, 2:], carried[:, 1:, 0, 2:]) > 1e-2
+
+
+@pytest.mark.parametrize("direction", [0, 1])
+def test_causality(direction):
+    """The language model at position t depends on what it has read, t included, and on nothing after."""
+    positions = 5
+    parameters, (words, _, _, state) = window(words=positions, window=positions, rows=1)
+    table = jax.random.normal(jax.random.key(1), (positions, SMALL.projection_dim))
+    model = dataclasses.replace(SMALL, input="words")
+    read = np.arange(positions, dtype=np.int32)[None]  # forward rows read 0, 1, .., backward rows .., 1, 0
+
+    def outputs(table):
+        tree = {"params": parameters["params"] | {"words": {"embedding": table}}}
+        activations, _ = BiLM(model, positions).apply(tree, words[:, 0] * 0 + read[0], read, read[:, ::-1], state)
+        return activations[direction, -1, 0]  # [T, P] in reading order
+
+    jacobian = jax.jit(jax.jacrev(outputs))(table)  # [T, P, words, P]
+    influence = np.abs(jacobian).max((1, 3))  # [position, word]
+    if direction == 1:
+        influence = influence[::-1]  # by place in the sentence: the backward model reads the last word first
+    for place in range(positions):
+        visible = influence[place, : place + 1] if direction == 0 else influence[place, place:]
+        hidden = influence[place, place + 1 :] if direction == 0 else influence[place, :place]
+        assert (visible > 0).all()
+        assert (hidden == 0).all()
+
+
+def test_chunks_of_words_do_not_matter():
+    parameters, (words, *_) = window(words=512)
+    apply = jax.jit(BiLM(SMALL).apply)
+    read = np.arange(512, dtype=np.int32).reshape(1, -1)
+    at_once = apply(parameters, words, read, read, zero_state(SMALL, 1))[0][0, 0, 0]
+    for part in np.split(np.arange(512), 8)[::3]:
+        own = np.arange(64, dtype=np.int32).reshape(1, -1)
+        alone = apply(parameters, words[part], own, own, zero_state(SMALL, 1))[0][0, 0, 0]
+        assert relative_error(alone, at_once[part]) < 1e-6
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_gradients_of_matmul(precision):
+    x, weight = jax.random.normal(jax.random.key(0), (2, 3, 5)), jax.random.normal(jax.random.key(1), (5, 7))
+    out, gradients = jax.vjp(lambda x, weight: matmul(x, weight, precision), x, weight)
+    expected, expected_gradients = jax.vjp(lambda x, weight: jnp.matmul(x, weight, precision="highest"), x, weight)
+    cotangent = jax.random.normal(jax.random.key(2), out.shape)
+    bound = {"float32": 1e-6, "bfloat16": 1e-2}[precision]  # bfloat16 keeps 8 bits: 2^-9 is 2e-3, a few of them add up
+    assert relative_error(out, expected) < bound
+    for found, wanted in zip(gradients(cotangent), expected_gradients(cotangent), strict=True):
+        assert relative_error(found, wanted) < bound
+        assert found.dtype == jnp.float32
+
+
+def test_bfloat16_is_near_float32_and_not_the_same():
+    parameters, inputs = window()
+    exact, _ = jax.jit(BiLM(SMALL).apply)(parameters, *inputs)
+    rounded, state = jax.jit(BiLM(SMALL, precision="bfloat16").apply)(parameters, *inputs)
+    assert 1e-5 < relative_error(rounded, exact) < 0.05
+    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {np.dtype("float32")}
+
+
+def test_scalar_mix():
+    activations = np.random.default_rng(0).normal(size=(3, 2, 5, 7)).astype(np.float32)
+    mix = ScalarMix()
+    parameters = mix.init(jax.random.key(0), activations)
+    assert relative_error(mix.apply(parameters, activations), activations.mean(0)) < 1e-6
+    weights = np.array([0.5, -1, 2], np.float32)
+    share = np.exp(weights) / np.exp(weights).sum()
+    expected = 1.5 * np.einsum("l,lbtp->btp", share, activations)
+    assert relative_error(scalar_mix(activations, weights, np.float32(1.5)), expected) < 1e-6
+
+
+def test_scalar_mix_with_layer_norm():
+    activations = np.random.default_rng(0).normal(2, 3, size=(3, 2, 5, 7)).astype(np.float32)
+    mask = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
+    normal = [(layer - layer[mask].mean()) / layer[mask].std() for layer in activations]
+    found = scalar_mix(activations, np.zeros(3, np.float32), np.float32(1), True, mask)
+    assert relative_error(found, np.mean(normal, 0)) < 1e-5

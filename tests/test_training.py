@@ -1,0 +1,205 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import SMALL, TOLERANCE, relative_error
+
+from elmo_jax import training
+from elmo_jax.checkpoint import Checkpoints
+from elmo_jax.config import Config, TrainConfig
+from elmo_jax.corpus import Corpus
+from elmo_jax.evaluation import evaluator
+from elmo_jax.losses import full_softmax_loss, log_expected_count, sampled_softmax_loss
+from elmo_jax.model import BiLM, init_bilm, zero_state
+from elmo_jax.parallel import device_count, parallel
+from elmo_jax.streams import LanguageModelStream, word_table
+from elmo_jax.vocabulary import Vocabulary
+
+ROWS, WINDOW = 4, 5
+VOCABULARY = Vocabulary(["<S>", "</S>", "<UNK>", *(f"w{number}" for number in range(40))])
+
+
+def corpus(sentences=60, seed=0):
+    generator = np.random.default_rng(seed)
+    words = [f"w{number}" for number in range(50)]  # ten of them are not in the vocabulary
+    return Corpus([list(generator.choice(words, generator.integers(1, 12))) for _ in range(sentences)], VOCABULARY)
+
+
+def config(**train):
+    defaults = {"batch_size": 2, "window": WINDOW, "dropout": 0.0, "negatives": 9, "clip_norm": 0.5, "seed": 3}
+    return Config(SMALL, train=TrainConfig(**defaults | train))
+
+
+def initial_parameters():
+    softmax = training.init_softmax(jax.random.key(1), SMALL, len(VOCABULARY))
+    return {"bilm": jax.tree.map(lambda leaf: 2 * leaf, init_bilm(jax.random.key(0), SMALL)), "softmax": softmax}
+
+
+def train(config, devices, steps):
+    """Losses of each step, the state (with its devices), and the LSTM state [rows, ..]."""
+    text = corpus()
+    encode = word_table(text, SMALL).__getitem__
+    stream = LanguageModelStream(text, ROWS, WINDOW, encode, devices=devices, shuffle=True, seed=config.train.seed)
+    step = parallel(functools.partial(training.train_step, config), (None, 0, 0, 0, None), (None, 0, None))
+    state = training.init_state(initial_parameters())
+    lstm_state = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, leaf.shape[-1]), zero_state(SMALL, ROWS))
+    rows = np.arange(ROWS, dtype=np.int32).reshape(devices, -1)
+    losses = []
+    for number in range(1, steps + 1):
+        sampled = config.train.softmax == "sampled"
+        negatives = training.draw_negatives(config, len(VOCABULARY), number) if sampled else None
+        state, lstm_state, metrics = step(state, lstm_state, next(stream), rows, negatives)
+        losses.append(np.asarray(metrics.losses.addressable_data(0)))
+    return np.array(losses), state, jax.tree.map(lambda leaf: np.asarray(leaf).reshape(ROWS, -1), lstm_state)
+
+
+@pytest.mark.parametrize("options", [{"dropout": 0.3}, {"softmax": "full"}], ids=["sampled, dropout", "full"])
+def test_number_of_devices_does_not_matter(options):
+    losses, state, lstm_state = train(config(**options), 1, 4)
+    for devices in (2, 4):
+        found_losses, found_state, found_lstm = train(config(**options), devices, 4)
+        assert relative_error(found_losses, losses) < TOLERANCE
+        for found, expected in zip(
+            jax.tree.leaves((found_state, found_lstm)), jax.tree.leaves((state, lstm_state)), strict=True
+        ):
+            assert relative_error(found, expected) < TOLERANCE
+        for leaf in jax.tree.leaves(found_state):
+            shards = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+            assert len(shards) == devices
+            assert all((shard == shards[0]).all() for shard in shards)
+
+
+@pytest.mark.parametrize("softmax", ["sampled", "full"])
+def test_step_is_the_dense_update(softmax):
+    """Against autodiff through whole tables, optax's clip and optax's Adagrad, written without any of our update."""
+    settings = config(softmax=softmax)
+    text = corpus()
+    stream = LanguageModelStream(text, ROWS, WINDOW, word_table(text, SMALL).__getitem__, shuffle=True, seed=3)
+    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adagrad(0.2, initial_accumulator_value=1.0, eps=0.0))
+    parameters = initial_parameters()
+    optimizer_state, lstm_state = optimizer.init(parameters), zero_state(SMALL, ROWS)
+
+    @jax.jit
+    def dense_step(parameters, optimizer_state, lstm_state, batch, negatives):
+        def loss(parameters):
+            inputs = batch.words[0], batch.forward[0], batch.backward[0], lstm_state
+            activations, state = BiLM(SMALL).apply({"params": parameters["bilm"]}, *inputs)
+            weight, bias = parameters["softmax"]["weight"], parameters["softmax"]["bias"]
+            losses = []
+            for direction in (0, 1):
+                hidden, targets = activations[direction, -1].reshape(-1, 7), batch.targets[0, direction].reshape(-1)
+                if softmax == "full":
+                    losses.append(full_softmax_loss(hidden, weight, bias, targets).mean())
+                    continue
+                ids, draws = negatives.ids[direction], negatives.draws[direction]
+                counts = [log_expected_count(some, draws, len(VOCABULARY)) for some in (targets, ids)]
+                losses.append(sampled_softmax_loss(hidden, weight, bias, targets, ids, *counts).mean())
+            return WINDOW * (losses[0] + losses[1]) / 2, (jnp.stack(losses), state)
+
+        gradients, (losses, state) = jax.grad(loss, has_aux=True)(parameters)
+        updates, optimizer_state = optimizer.update(gradients, optimizer_state)
+        return optax.apply_updates(parameters, updates), optimizer_state, state, losses, optax.tree.norm(gradients)
+
+    expected_losses = []
+    for number in (1, 2, 3):
+        negatives = training.draw_negatives(settings, len(VOCABULARY), number)
+        inputs = parameters, optimizer_state, lstm_state, next(stream), negatives
+        parameters, optimizer_state, lstm_state, losses, norm = dense_step(*inputs)
+        assert norm > 0.5  # clipping is active
+        expected_losses.append(losses)
+    losses, state, _ = train(settings, 1, 3)
+    assert relative_error(losses, np.array(expected_losses)) < TOLERANCE
+    for found, expected in zip(jax.tree.leaves(state.parameters), jax.tree.leaves(parameters), strict=True):
+        assert relative_error(found, expected) < TOLERANCE
+
+
+def test_rows_that_no_word_touches_stay_bit_identical():
+    before = initial_parameters()["softmax"]
+    _, state, _ = train(config(negatives=3), 2, 1)
+    same = (np.asarray(state.parameters["softmax"]["weight"]) == np.asarray(before["weight"])).all(1)
+    assert 0 < same.sum() < len(VOCABULARY)
+    assert (np.asarray(state.accumulators["softmax"]["weight"])[same] == 1).all()
+
+
+def test_dropout_by_row():
+    key, rows = jax.random.key(0), jnp.arange(6)
+    x = jnp.ones((50, 6, 70))
+    dropped = training.dropout_by_row(key, rows, 0.3)(2, x)
+    kept = np.asarray(dropped) != 0
+    assert abs(kept.mean() - 0.7) < 0.02  # 21,000 draws: standard error 0.003
+    assert relative_error(dropped[kept], np.full(kept.sum(), 1 / 0.7)) < 1e-6
+    assert (kept[0] != kept[1]).any()  # fresh at every position
+    own = training.dropout_by_row(key, rows[4:], 0.3)(2, x[:, 4:])
+    assert (own == dropped[:, 4:]).all()
+    assert (training.dropout_by_row(key, rows, 0.3)(3, x) != dropped).any()
+
+
+def test_evaluation_is_exact_over_every_token():
+    """Against a sum over the sentences of each row, one after the other in one window, by the whole softmax."""
+    text, parameters = corpus(17), initial_parameters()
+    encode = word_table(text, SMALL).__getitem__
+    rows = device_count()
+    batches = LanguageModelStream(text, rows, WINDOW, encode, devices=rows, passes=1)
+    found = evaluator(SMALL)(parameters, batches)
+    sums, tokens = np.zeros(2), 0
+    for batch in LanguageModelStream(text, rows, 1000, encode, passes=1):
+        inputs = batch.words[0], batch.forward[0], batch.backward[0], zero_state(SMALL, rows)
+        activations, _ = jax.jit(BiLM(SMALL).apply)({"params": parameters["bilm"]}, *inputs)
+        mask = batch.mask[0]
+        tokens += mask.sum()
+        for direction in (0, 1):
+            hidden = np.asarray(activations[direction, -1][mask], np.float64)
+            logits = hidden @ np.float64(parameters["softmax"]["weight"]).T + np.float64(parameters["softmax"]["bias"])
+            targets = batch.targets[0, direction][mask]
+            sums[direction] += (np.log(np.exp(logits).sum(1)) - logits[np.arange(len(targets)), targets]).sum()
+    assert tokens == text.tokens
+    assert relative_error([found.forward, found.backward], np.exp(sums / tokens)) < TOLERANCE
+    assert relative_error(found.both, np.exp(sums.sum() / 2 / tokens)) < TOLERANCE
+
+
+def test_evaluation_with_a_start_state_reads_sentences_one_by_one():
+    text, parameters = corpus(9), initial_parameters()
+    encode = word_table(text, SMALL).__getitem__
+    losses = []
+    for sentence in range(len(text)):
+        one = Corpus(
+            [[text.words[t] for t in text.types[slice(*text.starts[sentence : sentence + 2])]][1:-1]], VOCABULARY
+        )
+        batches = LanguageModelStream(one, device_count(), 16, word_table(one, SMALL).__getitem__, devices=4, passes=1)
+        losses.append(one.tokens * np.log(evaluator(SMALL)(parameters, batches).both))
+    batches = LanguageModelStream(text, device_count(), WINDOW, encode, devices=4, passes=1)
+    found = evaluator(SMALL)(parameters, batches, zero_state(SMALL))
+    assert relative_error(np.log(found.both), sum(losses) / text.tokens) < TOLERANCE
+
+
+def test_checkpoints_keep_the_newest_two(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.latest() is None
+    arrays = lambda step: {"a": np.full((2, 3), step, np.float32), "b": (np.arange(step, step + 5),)}
+    for step in (1, 2, 3):
+        checkpoints.save(step, arrays(step), {"position": {"rows": [[step, 2, 3]]}})
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.latest() == 3
+    for step in (2, 3):
+        restored = checkpoints.arrays(step, arrays(0))
+        assert (restored["a"] == step).all()
+        assert (restored["b"][0] == np.arange(step, step + 5)).all()
+        assert checkpoints.values(step) == {"position": {"rows": [[step, 2, 3]]}}
+    checkpoints.close()
+
+
+def test_initial_values_are_those_of_bilm_tf():
+    parameters = init_bilm(jax.random.key(0), SMALL)
+    words, lstm = parameters["words"], parameters["forward_0"]
+    assert 0.9 < np.abs(words["embedding"]).max() <= 1
+    assert 0.04 < np.abs(words["kernel_2"]).max() <= 0.05
+    assert (words["carry_bias_0"] == -2).all()
+    assert (lstm["bias"] == 0).all()
+    limit = np.sqrt(6 / (2 * 7 + 4 * 11))
+    assert 0.9 * limit < np.abs(lstm["kernel"]).max() <= limit
+    deviation = np.std(training.init_softmax(jax.random.key(1), SMALL, 5000)["weight"])
+    assert relative_error(deviation, 7**-0.5) < 0.02
