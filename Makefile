@@ -1,0 +1,25 @@
+# `make demo` and `make test` need nothing but Python (3.11 or newer) and a package index.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-slow
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements.txt
+	touch $@
+
+# Trains the tiny model on the built-in text, embeds a few sentences, and looks at one word in them.
+demo: .venv/installed
+	$(BIN)/python train.py tiny --workdir runs/demo
+	$(BIN)/python embed.py --model runs/demo --input configs/demo_sentences.txt --output runs/demo/embeddings.hdf5
+	$(BIN)/python -m elmo_jax nearest runs/demo/embeddings.hdf5 --word with
+
+test: .venv/installed
+	$(BIN)/ruff check --quiet
+	$(BIN)/ruff format --check --quiet
+	$(BIN)/python -m pytest --quiet -m "not slow"
+
+# Many runs, or much text: minutes rather than seconds.
+test-slow: .venv/installed
+	$(BIN)/python -m pytest --quiet -m slow
