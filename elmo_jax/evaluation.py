@@ -12,7 +12,7 @@ from jax import lax
 from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.losses import full_softmax_loss
 from elmo_jax.model import BiLM, State, zero_state
-from elmo_jax.parallel import AXIS, device_count, parallel, shard
+from elmo_jax.parallel import AXIS, parallel
 from elmo_jax.streams import Batch
 
 
@@ -54,18 +54,18 @@ def evaluation_step(
 
 
 def evaluator(model: ModelConfig, precision: Precision = "float32"):
-    """Compiles `evaluate(parameters, batches, start) → Perplexity` for all local devices.
+    """Compiles `evaluate(parameters, batches, start) → Perplexity` for as many devices as the batches have.
 
-    parameters as in TrainState; batches from a LanguageModelStream over this many devices; start as in
+    parameters as in TrainState; batches from a LanguageModelStream; start as in
     `evaluation_step`.
     """
-    step = parallel(functools.partial(evaluation_step, model, precision), (None, 0, 0, None), (None, 0), donate=(1,))
+    step = parallel(functools.partial(evaluation_step, model, precision), (None, 0, 0, None), (None, 0))
 
     def evaluate(parameters: dict[str, Any], batches: Iterable[Batch], start: State | None = None) -> Perplexity:
         sums, tokens, lstm_state = np.zeros(2), 0, None
         for batch in batches:
             if lstm_state is None:
-                lstm_state = shard(zero_state(model, batch.mask.shape[1] * device_count()))
+                lstm_state = zero_state(model, *batch.mask.shape[:2])
             (window_sums, window_tokens), lstm_state = step(parameters, lstm_state, batch, start)
             sums, tokens = sums + np.asarray(window_sums, np.float64), tokens + int(window_tokens)
         forward, backward = sums / tokens

@@ -1,11 +1,23 @@
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_NUM_CPU_DEVICES"] = "4"
-
 import json
 import tempfile
 from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(os.environ.get("ELMO_GOLDEN", ROOT.parent / "shared/data/golden"))
+
+
+def devices_of(trace: Path) -> int:
+    """Devices that a recorded training run had."""
+    import numpy as np
+
+    options = json.loads((trace.parent / "options.json").read_text())
+    return np.load(trace)["token_ids"].shape[1] // options["batch_size"]
+
+
+os.environ["JAX_NUM_CPU_DEVICES"] = str(max([4, *map(devices_of, GOLDEN.glob("training/*/trace.npz"))]))
 
 import jax
 import numpy as np
@@ -21,8 +33,6 @@ compiled = tempfile.TemporaryDirectory()
 jax.config.update("jax_compilation_cache_dir", compiled.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
-ROOT = Path(__file__).parents[1]
-GOLDEN = Path(os.environ.get("ELMO_GOLDEN", ROOT.parent / "shared/data/golden"))
 # Largest absolute difference, relative to the largest value.
 TOLERANCE = 1e-5
 
