@@ -72,7 +72,7 @@ def embedding_step(
     """
     vocabulary_size = len(parameters["words"]["embedding"])
     bilm = BiLM(model, vocabulary_size, precision)
-    inputs = batch.words, batch.forward, batch.backward, state, batch.reset, start
+    inputs = batch.words, batch.count, batch.forward, batch.backward, state, batch.reset, start
     activations, state = bilm.apply({"params": parameters}, *inputs)
     if layer_weights is not None:
         activations = (activations * layer_weights[None, :, None, None, None]).sum(1, keepdims=True)
@@ -270,7 +270,7 @@ def warm_state(folder: ModelFolder) -> State:
         encoded = folder.vocabulary.ids(words)
     forward = np.arange(len(words) - 1)[None]
     bilm = BiLM(model, len(folder.parameters["words"]["embedding"]))
-    inputs = encoded, forward, len(words) - 1 - forward, zero_state(model, 1)
+    inputs = encoded, np.int32(len(words)), forward, len(words) - 1 - forward, zero_state(model, 1)
     _, state = jax.jit(bilm.apply)({"params": folder.parameters}, *inputs)
     return jax.tree.map(lambda array: np.asarray(array)[0], state)
 

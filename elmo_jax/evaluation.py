@@ -39,9 +39,8 @@ def evaluation_step(
     softmax = parameters["softmax"]
     bilm = BiLM(model, len(softmax["weight"]), precision)
     reset = None if start is None else batch.reset
-    activations, lstm_state = bilm.apply(
-        {"params": parameters["bilm"]}, batch.words, batch.forward, batch.backward, lstm_state, reset, start
-    )
+    inputs = batch.words, batch.count, batch.forward, batch.backward, lstm_state, reset, start
+    activations, lstm_state = bilm.apply({"params": parameters["bilm"]}, *inputs)
     losses = [
         full_softmax_loss(
             hidden.reshape(-1, hidden.shape[-1]), softmax["weight"], softmax["bias"], targets.reshape(-1), precision

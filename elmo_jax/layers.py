@@ -5,20 +5,18 @@ F filters, P projection size, D cell size, V vocabulary. Arrays are float32 unle
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.nn.initializers import constant, glorot_uniform, normal, zeros
 
 from elmo_jax.config import ModelConfig, Precision
+from elmo_jax.streams import CHUNK
 from elmo_jax.vocabulary import CHARACTERS
-
-# Word types that the char CNN takes at a time: bounds its memory, large enough for efficient products.
-CHUNK = 256
 
 
 def product(x: jax.Array, y: jax.Array, precision: Precision) -> jax.Array:
@@ -54,34 +52,75 @@ def highway(x, transform_kernel, transform_bias, carry_kernel, carry_bias, preci
     return gate * jax.nn.relu(matmul(x, transform_kernel, precision) + transform_bias[None]) + (1 - gate) * x
 
 
-def character_cnn(parameters: dict, characters: jax.Array, model: ModelConfig, precision: Precision) -> jax.Array:
-    """Character ids [U, C] → word vectors [U, P] (Kim et al. 2015), a chunk of words at a time.
+def spelled_vectors(parameters: dict, characters: jax.Array, model: ModelConfig, precision: Precision) -> jax.Array:
+    """Character ids [c, C] → word vectors [c, P] (Kim et al. 2015).
 
     The maximum is over all positions, padding included: padding is a character with an embedding like any other.
     """
     activation = {"relu": jax.nn.relu, "tanh": jnp.tanh}[model.activation]
+    embedded = parameters["embedding"][characters.astype(jnp.int32)]  # [c, C, E]
+    features = []
+    for number, (width, filters) in enumerate(model.filters):
+        positions = characters.shape[1] - width + 1
+        patches = jnp.concatenate([embedded[:, first : first + positions] for first in range(width)], -1)
+        kernel = parameters[f"kernel_{number}"].reshape(-1, filters)
+        scores = matmul(patches, kernel, precision)  # [c, positions, filters]
+        features.append(activation(scores.max(1) + parameters[f"bias_{number}"][None]))
+    x = jnp.concatenate(features, -1)  # [c, F]
+    for number in range(model.highway_layers):
+        x = highway(x, *(parameters[f"{name}_{number}"] for name in HIGHWAY), precision)
+    if "projection_kernel" in parameters:
+        x = matmul(x, parameters["projection_kernel"], precision) + parameters["projection_bias"][None]
+    return x
 
-    def encode(chunk):  # [c, C]
-        embedded = parameters["embedding"][chunk.astype(jnp.int32)]  # [c, C, E]
-        features = []
-        for number, (width, filters) in enumerate(model.filters):
-            positions = chunk.shape[1] - width + 1
-            patches = jnp.concatenate([embedded[:, first : first + positions] for first in range(width)], -1)
-            kernel = parameters[f"kernel_{number}"].reshape(-1, filters)
-            scores = matmul(patches, kernel, precision)  # [c, positions, filters]
-            features.append(activation(scores.max(1) + parameters[f"bias_{number}"][None]))
-        x = jnp.concatenate(features, -1)  # [c, F]
-        for number in range(model.highway_layers):
-            x = highway(x, *(parameters[f"{name}_{number}"] for name in HIGHWAY), precision)
-        if "projection_kernel" in parameters:
-            x = matmul(x, parameters["projection_kernel"], precision) + parameters["projection_bias"][None]
-        return x
 
-    words, width = characters.shape
-    size = words if words <= CHUNK else math.gcd(words, CHUNK)
-    chunks = characters.reshape(-1, size, width)
-    _, vectors = lax.scan(lambda _, chunk: (None, jax.checkpoint(encode)(chunk)), None, chunks)
-    return vectors.reshape(words, model.projection_dim)
+def _chunks(characters: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Character ids [U, C] as chunks [k, c, C], and which chunks hold any of the first `count` words [k]."""
+    size = min(len(characters), CHUNK)
+    chunks = characters.reshape(-1, size, characters.shape[1])
+    return chunks, np.arange(len(chunks), dtype=np.int32) * size < count
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def character_cnn(
+    parameters: dict, characters: jax.Array, count: jax.Array, model: ModelConfig, precision: Precision
+) -> jax.Array:
+    """Vectors [U, P] of the first `count` [] of U words given as character ids [U, C].
+
+    Goes over chunks of words and leaves out those behind `count`, so that one compiled program of one shape serves
+    every window, and keeps nothing of a chunk for the backward pass but its characters.
+    """
+
+    def step(_, chunk):
+        encode = lambda characters: spelled_vectors(parameters, characters, model, precision)
+        nothing = lambda characters: jnp.zeros((len(characters), model.projection_dim))
+        return None, lax.cond(chunk[1], encode, nothing, chunk[0])
+
+    _, vectors = lax.scan(step, None, _chunks(characters, count))
+    return vectors.reshape(-1, model.projection_dim)
+
+
+def _character_cnn_forward(parameters, characters, count, model, precision):
+    return character_cnn(parameters, characters, count, model, precision), (parameters, characters, count)
+
+
+def _character_cnn_backward(model, precision, saved, gradient):
+    parameters, characters, count = saved
+    chunks, used = _chunks(characters, count)
+
+    def step(total, chunk):
+        def add(total):
+            _, pull = jax.vjp(lambda parameters: spelled_vectors(parameters, chunk[0], model, precision), parameters)
+            return jax.tree.map(jnp.add, total, pull(chunk[2])[0])
+
+        return lax.cond(chunk[1], add, lambda total: total, total), None
+
+    gradients = gradient.reshape(*chunks.shape[:2], -1)
+    total, _ = lax.scan(step, jax.tree.map(jnp.zeros_like, parameters), (chunks, used, gradients))
+    return total, None, None
+
+
+character_cnn.defvjp(_character_cnn_forward, _character_cnn_backward)
 
 
 class LSTMState(NamedTuple):
@@ -145,8 +184,8 @@ class CharacterCNN(nn.Module):
     precision: Precision = "float32"
 
     @nn.compact
-    def __call__(self, characters: jax.Array) -> jax.Array:
-        """Character ids [U, C] → word vectors [U, P]."""
+    def __call__(self, characters: jax.Array, count: jax.Array) -> jax.Array:
+        """Character ids [U, C] → word vectors [U, P] of the first `count` []."""
         model, filter_dim = self.model, self.model.filter_dim
         scaled = normal(filter_dim**-0.5)
         shapes = {"embedding": (symmetric_uniform(1.0), (CHARACTERS, model.character_dim))}
@@ -163,7 +202,7 @@ class CharacterCNN(nn.Module):
             shapes["projection_kernel"] = scaled, (filter_dim, model.projection_dim)
             shapes["projection_bias"] = zeros, (model.projection_dim,)
         parameters = {name: self.param(name, *description) for name, description in shapes.items()}
-        return character_cnn(parameters, characters, model, self.precision)
+        return character_cnn(parameters, characters, count, model, self.precision)
 
 
 class WordTable(nn.Module):

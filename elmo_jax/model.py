@@ -31,6 +31,7 @@ class BiLM(nn.Module):
     def __call__(
         self,
         words: jax.Array,
+        count: jax.Array,
         forward: jax.Array,
         backward: jax.Array,
         state: State,
@@ -41,6 +42,7 @@ class BiLM(nn.Module):
         """Reads a window.
 
         words     [U, C] character ids, or [U] vocabulary ids, of the window's distinct words
+        count     [] how many of the U words the window has
         forward   [B, T] which of the words each position of a forward row reads; `backward` likewise
         state     where the rows stand; the state after the window is returned
         reset     [B, T] true where the state becomes `start` (no row axis) before the position; None: nowhere
@@ -50,7 +52,7 @@ class BiLM(nn.Module):
         """
         model = self.model
         if model.input == "characters":
-            vectors = CharacterCNN(model, self.precision, name="words")(words)
+            vectors = CharacterCNN(model, self.precision, name="words")(words, count)
         else:
             vectors = WordTable(self.vocabulary_size, model.projection_dim, name="words")(words)
         activations, new_state = [], []
@@ -81,7 +83,7 @@ def init_bilm(key: jax.Array, model: ModelConfig, vocabulary_size: int = 0) -> d
     words = jnp.zeros((1, model.max_characters) if model.input == "characters" else (1,), jnp.int32)
     position = jnp.zeros((1, 1), jnp.int32)
     bilm = BiLM(model, vocabulary_size)
-    return jax.jit(bilm.init)(key, words, position, position, zero_state(model, 1))["params"]
+    return jax.jit(bilm.init)(key, words, jnp.int32(1), position, position, zero_state(model, 1))["params"]
 
 
 class ScalarMix(nn.Module):

@@ -15,6 +15,9 @@ from elmo_jax.config import ModelConfig
 from elmo_jax.corpus import Corpus
 from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, PADDING
 
+# Distinct words that the char CNN takes at a time: bounds its memory, large enough for efficient products.
+CHUNK = 256
+
 
 class Segment(NamedTuple):
     """The part of a sentence that lies in one window: positions [start, start + length) of the row."""
@@ -101,6 +104,7 @@ class Batch(NamedTuple):
     """A window for n devices with b = B / n rows each, ready for the model.
 
     words     [n, U, C] uint16 character ids, or [n, U] int32 ids in the vocabulary, of each device's distinct words
+    count     [n] int32: how many of the U words there are; U itself depends only on the window's shape
     forward   [n, b, T] int32: which of the words each position of a forward row reads
     backward  [n, b, T] int32: the same for the backward rows
     reset     [n, b, T] bool: a sentence begins here
@@ -109,19 +113,12 @@ class Batch(NamedTuple):
     """
 
     words: np.ndarray
+    count: np.ndarray
     forward: np.ndarray
     backward: np.ndarray
     reset: np.ndarray
     targets: np.ndarray | None
     mask: np.ndarray
-
-
-def round_up(size: int, smallest: int) -> int:
-    """The next of smallest · {4, 5, 6, 7} / 4 · 2^k: few different shapes, little padding."""
-    step = smallest
-    while size > 2 * step:
-        step *= 2
-    return max(smallest, -(-size // (step // 4)) * (step // 4))
 
 
 def character_width(characters: np.ndarray, widest_filter: int) -> int:
@@ -172,11 +169,13 @@ def make_batch(
         reset[row, start] = offset == 0
     of_device = inputs.reshape(2, devices, -1, window).swapaxes(0, 1)  # [n, 2, b, T]
     found = [np.unique(part, return_inverse=True) for part in of_device]
-    size = round_up(max(len(types) for types, _ in found), 64)
+    size = of_device[0].size
+    size = size if size <= CHUNK else -(-size // CHUNK) * CHUNK
     types = np.stack([np.pad(types, (0, size - len(types)), mode="edge") for types, _ in found])
     numbers = np.stack([inverse.reshape(of_device.shape[1:]).astype(np.int32) for _, inverse in found])
     return Batch(
         words=encode(types),
+        count=np.array([len(types) for types, _ in found], np.int32),
         forward=numbers[:, 0],
         backward=numbers[:, 1],
         reset=reset.reshape(devices, -1, window),

@@ -157,7 +157,7 @@ def loss_gradients(
     dropout = dropout_by_row(key, rows, train.dropout) if train.dropout else None
 
     def loss(parameters):
-        inputs = batch.words, batch.forward, batch.backward, lstm_state
+        inputs = batch.words, batch.count, batch.forward, batch.backward, lstm_state
         activations, new_state = bilm.apply({"params": parameters["bilm"]}, *inputs, dropout=dropout)
         table = parameters["softmax"]["weight"], parameters["softmax"]["bias"]
         losses = []

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL, relative_error
+from conftest import ROOT, SMALL, TOLERANCE, relative_error
 
 from elmo_jax.config import load_config
-from elmo_jax.layers import matmul
+from elmo_jax.layers import character_cnn, matmul, spelled_vectors
 from elmo_jax.model import BiLM, ScalarMix, init_bilm, scalar_mix, zero_state
+from elmo_jax.streams import CHUNK
 
 
 def window(model=SMALL, rows=2, window=5, words=13, seed=0):
@@ -17,7 +18,7 @@ def window(model=SMALL, rows=2, window=5, words=13, seed=0):
     parameters = jax.tree.map(lambda leaf: 2 * leaf, init_bilm(jax.random.key(seed), model))
     characters = generator.integers(0, 261, (words, model.max_characters)).astype(np.int32)
     forward, backward = generator.integers(0, words, (2, rows, window)).astype(np.int32)
-    return {"params": parameters}, (characters, forward, backward, zero_state(model, rows))
+    return {"params": parameters}, (characters, np.int32(words), forward, backward, zero_state(model, rows))
 
 
 @pytest.mark.parametrize(("name", "count"), [("small", 13_593_296), ("medium", 28_027_728), ("original", 93_600_848)])
@@ -28,26 +29,26 @@ def test_parameter_counts(name, count):
 
 
 def test_two_windows_are_one():
-    parameters, (words, forward, backward, state) = window(window=6)
+    parameters, (words, count, forward, backward, state) = window(window=6)
     apply = jax.jit(BiLM(SMALL).apply)
-    whole, end = apply(parameters, words, forward, backward, state)
-    first, state = apply(parameters, words, forward[:, :2], backward[:, :2], state)
-    second, state = apply(parameters, words, forward[:, 2:], backward[:, 2:], state)
+    whole, end = apply(parameters, words, count, forward, backward, state)
+    first, state = apply(parameters, words, count, forward[:, :2], backward[:, :2], state)
+    second, state = apply(parameters, words, count, forward[:, 2:], backward[:, 2:], state)
     assert relative_error(np.concatenate([first, second], 3), whole) < 1e-6
     for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(end), strict=True):
         assert relative_error(one, other) < 1e-6
 
 
 def test_reset_starts_anew():
-    parameters, (words, forward, backward, state) = window(window=6)
+    parameters, (words, count, forward, backward, state) = window(window=6)
     apply = jax.jit(BiLM(SMALL).apply)
     start = jax.tree.map(lambda leaf: 0.3 * jnp.ones(leaf.shape), zero_state(SMALL))
     reset = np.zeros((2, 6), bool)
     reset[0, 2] = True
-    found, _ = apply(parameters, words, forward, backward, state, reset, start)
-    carried, _ = apply(parameters, words, forward, backward, state)
+    found, _ = apply(parameters, words, count, forward, backward, state, reset, start)
+    carried, _ = apply(parameters, words, count, forward, backward, state)
     rows = jax.tree.map(lambda leaf: jnp.tile(leaf[None], (2, 1)), start)
-    anew, _ = apply(parameters, words, forward[:, 2:], backward[:, 2:], rows)
+    anew, _ = apply(parameters, words, count, forward[:, 2:], backward[:, 2:], rows)
     assert relative_error(found[:, :, 0, 2:], anew[:, :, 0]) < 1e-6
     assert relative_error(found[:, :, 0, :2], carried[:, :, 0, :2]) < 1e-6
     assert relative_error(found[:, :, 1], carried[:, :, 1]) < 1e-6
@@ -58,14 +59,14 @@ def test_reset_starts_anew():
 def test_causality(direction):
     """The language model at position t depends on what it has read, t included, and on nothing after."""
     positions = 5
-    parameters, (words, _, _, state) = window(words=positions, window=positions, rows=1)
+    parameters, (_, count, _, _, state) = window(words=positions, window=positions, rows=1)
     table = jax.random.normal(jax.random.key(1), (positions, SMALL.projection_dim))
     model = dataclasses.replace(SMALL, input="words")
     read = np.arange(positions, dtype=np.int32)[None]  # forward rows read 0, 1, .., backward rows .., 1, 0
 
     def outputs(table):
         tree = {"params": parameters["params"] | {"words": {"embedding": table}}}
-        activations, _ = BiLM(model, positions).apply(tree, words[:, 0] * 0 + read[0], read, read[:, ::-1], state)
+        activations, _ = BiLM(model, positions).apply(tree, read[0], count, read, read[:, ::-1], state)
         return activations[direction, -1, 0]  # [T, P] in reading order
 
     jacobian = jax.jit(jax.jacrev(outputs))(table)  # [T, P, words, P]
@@ -80,14 +81,22 @@ def test_causality(direction):
 
 
 def test_chunks_of_words_do_not_matter():
-    parameters, (words, *_) = window(words=512)
-    apply = jax.jit(BiLM(SMALL).apply)
-    read = np.arange(512, dtype=np.int32).reshape(1, -1)
-    at_once = apply(parameters, words, read, read, zero_state(SMALL, 1))[0][0, 0, 0]
-    for part in np.split(np.arange(512), 8)[::3]:
-        own = np.arange(64, dtype=np.int32).reshape(1, -1)
-        alone = apply(parameters, words[part], own, own, zero_state(SMALL, 1))[0][0, 0, 0]
-        assert relative_error(alone, at_once[part]) < 1e-6
+    """768 words in three chunks, of which the last is not used: vectors and gradients as of one product over all."""
+    cnn = {name: jnp.asarray(leaf) for name, leaf in window()[0]["params"]["words"].items()}
+    characters = np.random.default_rng(0).integers(0, 261, (3 * CHUNK, SMALL.max_characters)).astype(np.uint16)
+    count, weights = np.int32(CHUNK + 9), np.random.default_rng(1).normal(size=(CHUNK + 9, 7)).astype(np.float32)
+
+    def in_chunks(cnn):
+        vectors = character_cnn(cnn, characters, count, SMALL, "float32")[:count]
+        return (weights * vectors).sum(), vectors
+
+    def at_once(cnn):
+        vectors = spelled_vectors(cnn, characters[:count], SMALL, "float32")
+        return (weights * vectors).sum(), vectors
+
+    found, expected = (jax.jit(jax.grad(f, has_aux=True))(cnn) for f in (in_chunks, at_once))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert relative_error(one, other) < TOLERANCE
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -5,7 +5,7 @@ import pytest
 from conftest import SENTENCES, SMALL
 
 from elmo_jax.corpus import Corpus
-from elmo_jax.streams import LanguageModelStream, Rows, SentenceStream, character_width, round_up, word_table
+from elmo_jax.streams import LanguageModelStream, Rows, SentenceStream, character_width, word_table
 from elmo_jax.vocabulary import PADDING, Vocabulary, character_ids
 
 VOCABULARY = Vocabulary(["<S>", "</S>", "<UNK>", *"abcdefgh"])
@@ -142,12 +142,14 @@ def test_idle_rows_stay_empty():
     assert max(segment.row for segment in segments) == 2
 
 
-@pytest.mark.parametrize("size", [1, 64, 65, 100, 129, 1000, 1281])
-def test_round_up_has_few_values_and_little_padding(size):
-    rounded = round_up(size, 64)
-    assert size <= rounded <= max(64, 1.25 * size)
-    assert rounded == round_up(rounded, 64)
-    assert len({round_up(n, 64) for n in range(1, 8193)}) <= 4 * 7 + 1
+@pytest.mark.parametrize(("rows", "window", "size"), [(3, 4, 24), (10, 40, 1024)])
+def test_the_shape_of_words_depends_on_the_windows_shape_alone(rows, window, size):
+    corpus, batches = stream(rows, window)
+    for _ in range(3):
+        batch = next(batches)
+        assert batch.words.shape == (1, size)
+        assert batch.count[0] == len(set(batch.words[0])) <= len(corpus.words)
+        assert max(batch.forward.max(), batch.backward.max()) < batch.count[0]
 
 
 def test_character_width_leaves_a_window_of_padding():

@@ -85,7 +85,7 @@ def test_step_is_the_dense_update(softmax):
     @jax.jit
     def dense_step(parameters, optimizer_state, lstm_state, batch, negatives):
         def loss(parameters):
-            inputs = batch.words[0], batch.forward[0], batch.backward[0], lstm_state
+            inputs = batch.words[0], batch.count[0], batch.forward[0], batch.backward[0], lstm_state
             activations, state = BiLM(SMALL).apply({"params": parameters["bilm"]}, *inputs)
             weight, bias = parameters["softmax"]["weight"], parameters["softmax"]["bias"]
             losses = []
@@ -146,7 +146,7 @@ def test_evaluation_is_exact_over_every_token():
     found = evaluator(SMALL)(parameters, batches)
     sums, tokens = np.zeros(2), 0
     for batch in LanguageModelStream(text, rows, 1000, encode, passes=1):
-        inputs = batch.words[0], batch.forward[0], batch.backward[0], zero_state(SMALL, rows)
+        inputs = batch.words[0], batch.count[0], batch.forward[0], batch.backward[0], zero_state(SMALL, rows)
         activations, _ = jax.jit(BiLM(SMALL).apply)({"params": parameters["bilm"]}, *inputs)
         mask = batch.mask[0]
         tokens += mask.sum()
