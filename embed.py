@@ -11,7 +11,7 @@ import elmo_jax
 from elmo_jax.config import Precision
 from elmo_jax.corpus import read_input
 from elmo_jax.embedding import Layers, StateMode, write_hdf5
-from elmo_jax.errors import exit_on_bad_input
+from elmo_jax.errors import InputError, exit_on_bad_input
 
 
 def embed(
@@ -44,6 +44,8 @@ def embed(
         mix_weights: With --layers mix: a number for each layer, word vectors first; a softmax makes them sum to 1.
         mix_gamma: With --layers mix: factor of the sum.
     """
+    if output.exists() and Path(input).exists() and output.samefile(input):
+        raise InputError(f"--output and --input are the same file, {input}; give another file to write")
     elmo = elmo_jax.load(model)
     mix = elmo_jax.Mix(mix_weights, mix_gamma) if mix_weights else None
     read, written = itertools.tee(read_input(input))

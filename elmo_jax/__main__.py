@@ -10,7 +10,7 @@ import tyro
 from tqdm import tqdm
 
 from elmo_jax.config import Precision
-from elmo_jax.corpus import Corpus, count_words, sentences
+from elmo_jax.corpus import Corpus, count_words, find_files, sentences
 from elmo_jax.embedding import warm_state
 from elmo_jax.errors import InputError, exit_on_bad_input
 from elmo_jax.evaluation import evaluator
@@ -32,12 +32,20 @@ def vocab(
         max_size: Words to keep at most, the three special ones included.
         min_count: Leave out words that occur less often.
     """
+    if max_size is not None and max_size < 3:
+        raise InputError(f"max_size is {max_size}; it must be 3 or more, for <S>, </S> and <UNK>")
+    if output.exists() and any(output.samefile(file) for file in find_files(text, "TEXT")):
+        raise InputError(f"--output {output} is one of the text files; give another file to write")
     counts = count_words(sentences(text, "TEXT", progress="counting words"))
+    if not counts:
+        raise InputError(f"{' '.join(text)} has no words; give text with a sentence a line, tokens separated by spaces")
     vocabulary = Vocabulary.from_counts(counts, max_size, min_count)
     vocabulary.save(output)
-    total = counts.total()
-    known = sum(count for word, count in counts.items() if word in vocabulary.index)
-    print(f"{len(vocabulary):,} words of {len(counts):,}; they cover {known / max(total, 1):.2%} of {total:,} tokens")
+    total, known = counts.total(), [count for word, count in counts.items() if word in vocabulary.index]
+    print(
+        f"{len(vocabulary):,} words: <S>, </S>, <UNK> and {len(known):,} of the text's {len(counts):,}, which cover "
+        f"{sum(known) / total:.2%} of its {total:,} tokens"
+    )
 
 
 def perplexity(
@@ -92,7 +100,9 @@ def nearest(embeddings: tyro.conf.Positional[Path], word: str, neighbours: int =
         for sentence, number in json.loads(file["sentence_to_index"][0]).items():
             tokens, array = sentence.split(" "), file[number]
             if array.shape[:-1] != (len(tokens),) and sentence:
-                raise InputError(f"{embeddings} does not hold one vector a token; embed without --layers all")
+                raise InputError(
+                    f"{embeddings} does not hold one vector a token; embed without --layers all and --boundaries"
+                )
             for place in (place for place, token in enumerate(tokens) if token == word):
                 left, right = tokens[max(0, place - 5) : place], tokens[place + 1 : place + 6]
                 contexts.append(" ".join([*left, f"[{word}]", *right]))
@@ -101,12 +111,12 @@ def nearest(embeddings: tyro.conf.Positional[Path], word: str, neighbours: int =
         raise InputError(f"{word!r} occurs {len(contexts)} times in {embeddings}; it must occur at least twice")
     unit = np.stack(vectors)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    similarity = unit @ unit.T
-    np.fill_diagonal(similarity, -np.inf)
-    for context, row in zip(contexts, similarity, strict=True):
+    for number, context in enumerate(contexts):
+        similarity = unit @ unit[number]
+        similarity[number] = -np.inf
         print(context)
-        for other in np.argsort(-row)[: min(neighbours, len(contexts) - 1)]:
-            print(f"    {row[other]:.3f}  {contexts[other]}")
+        for other in np.argsort(-similarity)[: min(neighbours, len(contexts) - 1)]:
+            print(f"    {similarity[other]:.3f}  {contexts[other]}")
 
 
 @exit_on_bad_input

@@ -5,6 +5,7 @@ import gzip
 import re
 import sys
 import warnings
+import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +28,8 @@ def find_files(patterns: Sequence[str], option: str) -> list[Path]:
         matches = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if not Path(name).is_dir()]
         if not matches:
             problem = f"no file matches {pattern}" if glob.has_magic(pattern) else f"there is no file {pattern}"
+            if Path(pattern).is_dir():
+                problem = f"{pattern} is a folder"
             raise InputError(f"{option}: {problem}; give text files, plain or .gz, with a sentence a line")
         files += matches
     return files
@@ -43,7 +46,7 @@ def read_files(files: Sequence[Path], progress: str | None = None) -> Iterator[l
             with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as stream:
                 try:
                     yield from read_lines(stream, str(file), bar)
-                except (gzip.BadGzipFile, EOFError) as error:
+                except (gzip.BadGzipFile, EOFError, zlib.error) as error:
                     raise InputError(f"{file} is not a whole gzip file ({error}); compress it again") from None
 
 
@@ -52,7 +55,7 @@ def read_lines(lines: Iterable[bytes], source: str, bar: tqdm | None = None) -> 
     warned = False
     for number, line in enumerate(lines, start=1):
         try:
-            tokens = line.decode("utf-8").split()
+            tokens = line.decode("utf-8-sig" if number == 1 else "utf-8").split()
         except UnicodeDecodeError as error:
             raise InputError(
                 f"{source}, line {number}, is not UTF-8 ({error.reason} at byte {error.start + 1}); "
@@ -138,6 +141,11 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+    def fingerprint(self) -> dict[str, int]:
+        """Tells this text, read with this vocabulary, from any other."""
+        words = zlib.crc32("\n".join(self.vocabulary.words).encode("utf-8"))
+        return {"sentences": len(self), "types_crc32": zlib.crc32(self.types), "vocabulary_crc32": words}
 
     @property
     def tokens(self) -> int:

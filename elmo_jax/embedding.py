@@ -11,13 +11,12 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import h5py
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.errors import InputError
-from elmo_jax.model import BiLM, State, scalar_mix, zero_state
+from elmo_jax.model import BiLM, State, zero_state
 from elmo_jax.parallel import device_count, parallel, replicate, shard
 from elmo_jax.streams import Batch, Segment, SentenceStream, character_width
 from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, Vocabulary, character_ids
@@ -27,15 +26,21 @@ Sentence = Sequence[str] | str
 Layers = Literal["average", "top", "all", "mix"]
 StateMode = Literal["warm", "zero", "carry"]
 
-# Positions of a window, and rows for little to much text: a fixed set of shapes, so of compilations.
+# Positions of a window, and rows on each device for little to much text: a fixed set of shapes, so of compilations.
 WINDOW = 32
 ROWS = (1, 8, 64, 256)
+# Windows that short sentences may be read ahead of the oldest one not read whole: bounds what waits for it.
+AHEAD = 16
 # Windows that the device may be behind the host.
 IN_FLIGHT = 3
 
 
 class Mix(NamedTuple):
-    """A scalar mix: γ · Σ softmax(weights)_l · h_l; with `layer_norm`, statistics are those of each sentence."""
+    """A scalar mix, γ · Σ softmax(weights)_l · h_l.
+
+    With `layer_norm`, each layer is first normalised by one mean and variance over all values of the sentence that
+    are returned: what bilm-tf computes for a batch of that one sentence, or AllenNLP if boundaries are kept.
+    """
 
     weights: Sequence[float]
     gamma: float = 1.0
@@ -89,7 +94,7 @@ class Elmo:
         self.model: ModelConfig = folder.model
         self.vocabulary: Vocabulary | None = folder.vocabulary
         self.parameters = replicate(folder.parameters)
-        self.warm_state = jax.tree.map(jnp.asarray, warm_state(folder))
+        self._folder = folder
         self._step = functools.cache(
             lambda precision: parallel(
                 functools.partial(embedding_step, self.model, precision),
@@ -104,19 +109,17 @@ class Elmo:
         """Width of a vector, 2P: both directions."""
         return 2 * self.model.projection_dim
 
-    @property
-    def layers(self) -> int:
-        """Layers of `layers="all"`, L + 1: the word vectors and each LSTM layer."""
-        return self.model.layers + 1
+    @functools.cached_property
+    def warm_state(self) -> State:
+        """The state at the beginning of a sentence with state="warm"."""
+        return warm_state(self._folder)
 
     def embed(self, sentences: Iterable[Sentence], **options) -> list[np.ndarray]:
         """Vectors of each sentence, float32 [T_i, 2P], or [L + 1, T_i, 2P] with layers="all".
 
         A sentence is a list of tokens or a str of tokens separated by spaces. Options are those of `embed_iter`.
         """
-        if isinstance(sentences, str):
-            raise InputError("embed() takes a list of sentences; got one str: put it into a list")
-        sentences = list(sentences)
+        sentences = sentences if isinstance(sentences, str) else list(sentences)
         vectors = self.embed_iter(sentences, **options)
         return list(tqdm(vectors, "embedding", len(sentences), unit=" sentences", delay=2, leave=False))
 
@@ -141,15 +144,18 @@ class Elmo:
         batch_size  rows of sentences read at a time; by default few for little text, many for much. With "carry",
                     sentence i goes to row i modulo batch_size (by default one row: the text as it stands)
         """
+        if isinstance(sentences, str):
+            raise InputError("embed() and embed_iter() take several sentences; got one str: put it into a list")
         _check_choice("layers", layers, Layers)
         _check_choice("state", state, StateMode)
         _check_choice("precision", precision, Precision)
-        if batch_size is not None and not batch_size >= 1:
-            raise InputError(f"batch_size is {batch_size}; it must be 1 or more, or None")
+        if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
+            raise InputError(f"batch_size is {batch_size}; it must be a whole number from 1 up, or None")
         if (mix is not None) != (layers == "mix"):
             raise InputError('layers="mix" and mix=Mix(weights, gamma, layer_norm) go together')
-        if mix is not None and len(mix.weights) != self.layers:
-            raise InputError(f"mix has {len(mix.weights)} weights; the model has {self.layers} layers")
+        if mix is not None and len(mix.weights) != self.model.layers + 1:
+            needed = f"{self.model.layers + 1}: word vectors and {self.model.layers} LSTM layers"
+            raise InputError(f"mix has {len(mix.weights)} weights; the model needs {needed}")
         return self._embed(map(_tokens, sentences), layers, state, precision, boundaries, batch_size, mix)
 
     def _embed(self, sentences, layers, state, precision, boundaries, batch_size, mix) -> Iterator[np.ndarray]:
@@ -157,7 +163,14 @@ class Elmo:
         devices = device_count()
         padded = -(-rows // devices) * devices  # rows that only fill up the last devices stay empty
         stream = SentenceStream(
-            sentences, rows, WINDOW, self._encode, idle_rows=padded - rows, devices=devices, in_turn=state == "carry"
+            sentences,
+            rows,
+            WINDOW,
+            self._encode,
+            idle_rows=padded - rows,
+            devices=devices,
+            in_turn=state == "carry",
+            ahead=AHEAD * rows * WINDOW,
         )
         start = self.warm_state if state == "warm" else zero_state(self.model)
         weights = self._layer_weights(layers, mix)
@@ -189,17 +202,18 @@ class Elmo:
         if layers == "all" or (mix is not None and mix.layer_norm):
             return None
         if layers == "average":
-            return np.full(self.layers, 1 / self.layers, np.float32)
+            return np.full(self.model.layers + 1, 1 / (self.model.layers + 1), np.float32)
         if layers == "top":
-            return np.eye(self.layers, dtype=np.float32)[-1]
-        return np.asarray(mix.gamma * jax.nn.softmax(jnp.asarray(mix.weights, jnp.float32)), np.float32)
+            return np.eye(self.model.layers + 1, dtype=np.float32)[-1]
+        return _mix_weights(mix)
 
     def _finish(self, vectors: np.ndarray, *, layers: Layers, boundaries: bool, mix: Mix | None) -> np.ndarray:
         """[L + 1 or 1, T + 2, 2P] → what the caller asked for."""
-        if mix is not None and mix.layer_norm:
-            weights = jnp.asarray(mix.weights, jnp.float32)
-            vectors = np.asarray(scalar_mix(jnp.asarray(vectors), weights, mix.gamma, layer_norm=True))[None]
         vectors = vectors if boundaries else vectors[:, 1:-1]
+        if mix is not None and mix.layer_norm and vectors.size:
+            mean, variance = vectors.mean((1, 2), keepdims=True), vectors.var((1, 2), keepdims=True)
+            normal = (vectors - mean) / np.sqrt(variance + 1e-12)
+            vectors = np.tensordot(_mix_weights(mix), normal, 1)[None]
         return np.ascontiguousarray(vectors if layers == "all" else vectors[0])
 
 
@@ -228,14 +242,20 @@ class Joiner:
             self.next += 1
 
 
+def _mix_weights(mix: Mix) -> np.ndarray:
+    """γ · softmax(weights), float32 [L + 1]."""
+    powers = np.exp(np.asarray(mix.weights) - np.max(mix.weights))
+    return (mix.gamma * powers / powers.sum()).astype(np.float32)
+
+
 def _tokens(sentence: Sentence) -> list[str]:
     if isinstance(sentence, str):
         return sentence.split()
-    tokens = list(sentence)
-    for token in tokens:
-        if not isinstance(token, str):
-            raise InputError(f"a sentence is a str or a list of str; got a list with {token!r}")
-    return tokens
+    if isinstance(sentence, Iterable):
+        tokens = list(sentence)
+        if all(isinstance(token, str) for token in tokens):
+            return tokens
+    raise InputError(f"a sentence is a str or a list of str; got {sentence!r}")
 
 
 def _check_choice(name: str, value: Any, choices: Any) -> None:
@@ -247,14 +267,17 @@ def _choose_rows(sentences: Iterator[list[str]], batch_size: int | None) -> tupl
     """The sentences, and how many rows to lay them in: looks ahead until there is enough text for the most rows."""
     if batch_size is not None:
         return sentences, batch_size
+    choices = [rows * device_count() for rows in ROWS]
     windows = 4  # at least so many for each row: then little is lost at the end, where rows are not equally long
     ahead, positions = [], 0
     for tokens in sentences:
         ahead.append(tokens)
         positions += len(tokens) + 2
-        if positions >= ROWS[-1] * WINDOW * windows:
+        if positions >= choices[-1] * WINDOW * windows:
             break
-    return chain(ahead, sentences), max(rows for rows in ROWS if rows == 1 or positions >= rows * WINDOW * windows)
+    return chain(ahead, sentences), max(
+        rows for rows in choices if rows == choices[0] or positions >= rows * WINDOW * windows
+    )
 
 
 def warm_state(folder: ModelFolder) -> State:
@@ -284,6 +307,8 @@ def write_hdf5(path: Path, sentences: Iterable[list[str]], vectors: Iterable[np.
     Dataset "i" holds the vectors of sentence i, and `sentence_to_index` [1] JSON from each sentence to its (last) i.
     """
     partial = path.with_name(path.name + ".partial")
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; give a file")
     try:
         file = h5py.File(partial, "w")
     except OSError as error:

@@ -61,12 +61,19 @@ def evaluator(model: ModelConfig, precision: Precision = "float32"):
     step = parallel(functools.partial(evaluation_step, model, precision), (None, 0, 0, None), (None, 0))
 
     def evaluate(parameters: dict[str, Any], batches: Iterable[Batch], start: State | None = None) -> Perplexity:
-        sums, tokens, lstm_state = np.zeros(2), 0, None
+        sums, tokens, lstm_state, unread = np.zeros(2), 0, None, None
+
+        def read(window_sums, window_tokens):
+            return sums + np.asarray(window_sums, np.float64), tokens + int(window_tokens)
+
         for batch in batches:
             if lstm_state is None:
                 lstm_state = zero_state(model, *batch.mask.shape[:2])
-            (window_sums, window_tokens), lstm_state = step(parameters, lstm_state, batch, start)
-            sums, tokens = sums + np.asarray(window_sums, np.float64), tokens + int(window_tokens)
+            result, lstm_state = step(parameters, lstm_state, batch, start)
+            if unread is not None:  # read while the device works on the next window
+                sums, tokens = read(*unread)
+            unread = result
+        sums, tokens = read(*unread)
         forward, backward = sums / tokens
         return Perplexity(*(float(np.exp(loss)) for loss in ((forward + backward) / 2, forward, backward)))
 

@@ -15,8 +15,10 @@ from jax import lax
 from jax.nn.initializers import constant, glorot_uniform, normal, zeros
 
 from elmo_jax.config import ModelConfig, Precision
-from elmo_jax.streams import CHUNK
 from elmo_jax.vocabulary import CHARACTERS
+
+# Distinct words that the char CNN takes at a time: bounds its memory, large enough for efficient products.
+CHUNK = 256
 
 
 def product(x: jax.Array, y: jax.Array, precision: Precision) -> jax.Array:
@@ -77,7 +79,7 @@ def spelled_vectors(parameters: dict, characters: jax.Array, model: ModelConfig,
 def _chunks(characters: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Character ids [U, C] as chunks [k, c, C], and which chunks hold any of the first `count` words [k]."""
     size = min(len(characters), CHUNK)
-    chunks = characters.reshape(-1, size, characters.shape[1])
+    chunks = jnp.pad(characters, ((0, -len(characters) % size), (0, 0))).reshape(-1, size, characters.shape[1])
     return chunks, np.arange(len(chunks), dtype=np.int32) * size < count
 
 
@@ -97,7 +99,7 @@ def character_cnn(
         return None, lax.cond(chunk[1], encode, nothing, chunk[0])
 
     _, vectors = lax.scan(step, None, _chunks(characters, count))
-    return vectors.reshape(-1, model.projection_dim)
+    return vectors.reshape(-1, model.projection_dim)[: len(characters)]
 
 
 def _character_cnn_forward(parameters, characters, count, model, precision):
@@ -115,7 +117,8 @@ def _character_cnn_backward(model, precision, saved, gradient):
 
         return lax.cond(chunk[1], add, lambda total: total, total), None
 
-    gradients = gradient.reshape(*chunks.shape[:2], -1)
+    padding = chunks.shape[0] * chunks.shape[1] - len(characters)
+    gradients = jnp.pad(gradient, ((0, padding), (0, 0))).reshape(*chunks.shape[:2], -1)
     total, _ = lax.scan(step, jax.tree.map(jnp.zeros_like, parameters), (chunks, used, gradients))
     return total, None, None
 
@@ -150,8 +153,7 @@ def lstm(
     true, the state before the position is `start` (cell [D], hidden [P]). One joined product in the scan: on CPU
     faster than x W hoisted out of it, which writes and reads back a large buffer.
     """
-    kernel, bias = parameters["kernel"].astype(precision), parameters["bias"][None]
-    projection = parameters["projection"].astype(precision) if "projection" in parameters else None
+    kernel, bias, projection = parameters["kernel"], parameters["bias"][None], parameters.get("projection")
 
     def step(state, at):
         x, begins = at

@@ -117,7 +117,7 @@ def sample_negatives(vocabulary_size: int, count: int, key: tuple[int, ...]) -> 
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
     draws = np.empty(0, np.int32)
     while True:
-        uniform = generator.random(2 * count)
+        uniform = generator.random(max(2 * count, len(draws)))
         more = np.exp(uniform * np.log(vocabulary_size + 1)).astype(np.int32) - 1
         draws = np.concatenate([draws, np.minimum(more, np.int32(vocabulary_size - 1))])
         _, first = np.unique(draws, return_index=True)

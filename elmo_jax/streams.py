@@ -15,9 +15,6 @@ from elmo_jax.config import ModelConfig
 from elmo_jax.corpus import Corpus
 from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, PADDING
 
-# Distinct words that the char CNN takes at a time: bounds its memory, large enough for efficient products.
-CHUNK = 256
-
 
 class Segment(NamedTuple):
     """The part of a sentence that lies in one window: positions [start, start + length) of the row."""
@@ -30,11 +27,23 @@ class Segment(NamedTuple):
     last: bool  # the sentence ends in this window
 
 
+class Placed(NamedTuple):
+    """A sentence in a row: it takes [start, start + length), counted from the next window; start < 0: began before."""
+
+    row: int
+    start: int
+    sentence: int
+    length: int
+    taken: int  # positions that all sentences taken from the queue before this one take together
+
+
 class Rows:
     """Lays sentences end to end in rows and cuts the rows into windows.
 
     `queue` yields (number of a sentence, positions it takes). A sentence goes to the row that is free first (the
     lowest of several), or, `in_turn`, the i-th sentence to row i modulo `rows`. `held` is what `position` returned.
+    With `ahead`, rows wait idle rather than take a sentence when that many positions have been taken since the oldest
+    sentence that is not read whole: without it, one very long sentence would let the others run ahead without bound.
     """
 
     def __init__(
@@ -44,17 +53,16 @@ class Rows:
         queue: Iterator[tuple[int, int]],
         in_turn: bool = False,
         held: Sequence[tuple[int, int, int]] = (),
+        ahead: int | None = None,
     ):
-        self.window = window
-        self.queue = queue
-        self.in_turn = in_turn
-        self.taken = 0
+        self.window, self.queue, self.in_turn, self.ahead = window, queue, in_turn, ahead
+        self.sentences = self.taken = 0  # sentences taken from the queue, positions that they take
         self.ends = [0] * rows  # where each row is free, counted from the start of the next window
-        self.placed: list[tuple[int, int, int, int]] = []  # row, start, sentence, length; start < 0: began before
+        self.placed: list[Placed] = []
         for row, (sentence, offset, length) in enumerate(held):
             self.ends[row] = length - offset
             if offset < length:
-                self.placed.append((row, -offset, sentence, length))
+                self.placed.append(Placed(row, -offset, sentence, length, 0))
 
     def __next__(self) -> list[Segment]:
         """The segments of the next window, of each row in order."""
@@ -62,12 +70,14 @@ class Rows:
         free = [(end, row) for row, end in enumerate(ends)]
         heapq.heapify(free)
         while free[0][0] < window:
+            if self.ahead is not None and self.placed and self.taken - self.placed[0].taken > self.ahead:
+                break
             sentence, length = next(self.queue, (None, 0))
             if sentence is None:
                 break
-            row = self.taken % len(ends) if self.in_turn else free[0][1]
-            self.taken += 1
-            self.placed.append((row, ends[row], sentence, length))
+            row = self.sentences % len(ends) if self.in_turn else free[0][1]
+            self.placed.append(Placed(row, ends[row], sentence, length, self.taken))
+            self.sentences, self.taken = self.sentences + 1, self.taken + length
             ends[row] += length
             if self.in_turn:
                 free = [(min(ends), row)]
@@ -76,14 +86,15 @@ class Rows:
         if not self.placed:
             raise StopIteration
         segments, later = [], []
-        for row, start, sentence, length in self.placed:
+        for placed in self.placed:
+            row, start, sentence, length, _ = placed
             if start < window:
                 first, last = max(start, 0), min(start + length, window)
                 segments.append(Segment(row, first, sentence, first - start, last - first, start + length <= window))
             if start + length > window:
-                later.append((row, start - window, sentence, length))
+                later.append(placed._replace(start=start - window))
         self.placed = later
-        self.ends = [end - window for end in ends]
+        self.ends = [max(end - window, 0) for end in ends]
         return segments
 
     def __iter__(self) -> "Rows":
@@ -95,7 +106,7 @@ class Rows:
         Only for an endless queue and rows not filled in turn: then no row holds more than one sentence.
         """
         held = [(0, 0, 0)] * len(self.ends)
-        for row, start, sentence, length in self.placed:
+        for row, start, sentence, length, _ in self.placed:
             held[row] = (sentence, -start, length)
         return held
 
@@ -170,7 +181,6 @@ def make_batch(
     of_device = inputs.reshape(2, devices, -1, window).swapaxes(0, 1)  # [n, 2, b, T]
     found = [np.unique(part, return_inverse=True) for part in of_device]
     size = of_device[0].size
-    size = size if size <= CHUNK else -(-size // CHUNK) * CHUNK
     types = np.stack([np.pad(types, (0, size - len(types)), mode="edge") for types, _ in found])
     numbers = np.stack([inverse.reshape(of_device.shape[1:]).astype(np.int32) for _, inverse in found])
     return Batch(
@@ -249,7 +259,7 @@ class SentenceStream:
 
     Iterating yields a batch and the segments that say which sentence each of its positions belongs to. `encode`
     turns a list of U words into character ids [U, C] or vocabulary ids [U]. Holds only sentences not yet read whole.
-    `idle_rows` empty rows follow the `rows` that are filled, so that devices can have equally many.
+    `in_turn` and `ahead` as in Rows; `idle_rows` empty rows follow the `rows` that are filled, so that devices can have equally many.
     """
 
     def __init__(
@@ -262,11 +272,12 @@ class SentenceStream:
         devices: int = 1,
         idle_rows: int = 0,
         in_turn: bool = False,
+        ahead: int | None = None,
     ):
         self.sentences, self.encode, self.devices = sentences, encode, devices
         self.shape = rows + idle_rows, window
         self.unread: dict[int, list[str]] = {}
-        self.rows = Rows(rows, window, self.queue(), in_turn)
+        self.rows = Rows(rows, window, self.queue(), in_turn, ahead=ahead)
 
     def queue(self) -> Iterator[tuple[int, int]]:
         for number, tokens in enumerate(self.sentences):

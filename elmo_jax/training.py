@@ -78,12 +78,13 @@ def dropout_by_row(key: jax.Array, rows: jax.Array, rate: float):
 
 
 def distinct_rows(ids: jax.Array, vocabulary_size: int) -> tuple[jax.Array, jax.Array]:
-    """Distinct ids, ascending [K], and which of them each of ids [K] is.
+    """Distinct ids, ascending [K], and which of them each of ids [M] is; K is the lesser of M and V.
 
     The places left over hold numbers from V up, all different, which gathers and scatters leave out.
     """
-    distinct, numbers = jnp.unique(ids, return_inverse=True, size=len(ids), fill_value=vocabulary_size)
-    spare = vocabulary_size + jnp.arange(len(ids), dtype=ids.dtype)
+    size = min(len(ids), vocabulary_size)
+    distinct, numbers = jnp.unique(ids, return_inverse=True, size=size, fill_value=vocabulary_size)
+    spare = vocabulary_size + jnp.arange(size, dtype=ids.dtype)
     return jnp.where(distinct < vocabulary_size, distinct, spare), numbers
 
 

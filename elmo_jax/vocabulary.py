@@ -1,5 +1,6 @@
 """Word → id, word → character ids; building a vocabulary from counts."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -56,7 +57,9 @@ class Vocabulary:
 
     def save(self, path: Path) -> None:
         """Writes a file that `load`, bilm-tf and AllenNLP read."""
-        path.write_bytes("".join(word + "\n" for word in self.words).encode("utf-8"))
+        partial = path.with_name(path.name + ".partial")
+        partial.write_bytes("".join(word + "\n" for word in self.words).encode("utf-8"))
+        os.replace(partial, path)
 
     @classmethod
     def from_counts(cls, counts: Counter[str], max_size: int | None = None, min_count: int = 1) -> "Vocabulary":

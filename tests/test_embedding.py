@@ -61,6 +61,7 @@ def test_all_layers_of_the_original_with_zero_state(golden):
         {"activation": "tanh", "layers": 3, "highway_layers": 0, "cell_clip": None, "projection_clip": None},
         {"cell_dim": 7, "highway_layers": 2, "skip_connections": False, "layers": 3},
         {"filters": ((1, 3), (2, 4)), "layers": 1},
+        {"max_characters": 50},  # of which only 16 are looked at where words are short
     ],
 )
 def test_numpy_elmo_agrees(changes, tmp_path):
@@ -135,7 +136,7 @@ def test_layers(elmo):
     layers = elmo.embed(SENTENCES, layers="all")
     assert [array.shape for array in layers] == [(3, len(sentence), 14) for sentence in SENTENCES]
     assert {array.dtype for array in layers} == {np.dtype(np.float32)}
-    assert (elmo.layers, elmo.dim) == (3, 14)
+    assert elmo.dim == 14
     assert largest_error(elmo.embed(SENTENCES), [array.mean(0) for array in layers]) < 1e-6
     assert largest_error(elmo.embed(SENTENCES, layers="top"), [array[-1] for array in layers]) < 1e-6
     assert all((array[0, :, :7] == array[0, :, 7:]).all() for array in layers)
@@ -145,11 +146,12 @@ def test_layers(elmo):
     assert largest_error(mixed, [1.7 * np.tensordot(share, array, 1) for array in layers]) < 1e-6
 
 
-def test_mix_with_layer_norm(elmo):
+@pytest.mark.parametrize("boundaries", [False, True])
+def test_mix_with_layer_norm(elmo, boundaries):
     sentences = [SENTENCES[0], SENTENCES[-1]]
-    layers = elmo.embed(sentences, layers="all", boundaries=True)
+    layers = elmo.embed(sentences, layers="all", boundaries=boundaries)
     normal = [(a - a.mean((1, 2), keepdims=True)) / a.std((1, 2), keepdims=True) for a in layers]
-    found = elmo.embed(sentences, layers="mix", mix=Mix([0, 0, 0], layer_norm=True), boundaries=True)
+    found = elmo.embed(sentences, layers="mix", mix=Mix([0, 0, 0], layer_norm=True), boundaries=boundaries)
     assert largest_error(found, [array.mean(0) for array in normal]) < TOLERANCE
 
 
@@ -185,6 +187,24 @@ def test_embed_iter_holds_little(elmo):
     assert held < made / 10
 
 
+def test_a_long_sentence_holds_back_the_others(elmo, monkeypatch):
+    """While the first sentence is read, only so much of what follows is read ahead, and nothing changes."""
+    monkeypatch.setattr(embedding, "AHEAD", 2)
+    sentences = [["long"] * 3000] + [["short", "one"]] * 2000
+    read = 0
+
+    def stream():
+        nonlocal read
+        for sentence in sentences:
+            read += 1
+            yield sentence
+
+    vectors = elmo.embed_iter(stream(), state="zero", batch_size=8)
+    first = next(vectors)
+    assert read < (3002 + 3 * 8 * embedding.WINDOW) / 4
+    assert largest_error([first, *vectors], elmo.embed(sentences, state="zero", batch_size=1)) < 1e-6
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -193,7 +213,7 @@ def test_embed_iter_holds_little(elmo):
         ({"precision": "float16"}, "precision is 'float16'"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"layers": "mix"}, "go together"),
-        ({"layers": "mix", "mix": Mix([1, 2])}, "mix has 2 weights; the model has 3 layers"),
+        ({"layers": "mix", "mix": Mix([1, 2])}, "mix has 2 weights; the model needs 3"),
     ],
 )
 def test_bad_arguments(elmo, arguments, message):
@@ -201,7 +221,9 @@ def test_bad_arguments(elmo, arguments, message):
         elmo.embed_iter(SENTENCES, **arguments)
 
 
-@pytest.mark.parametrize(("sentences", "message"), [("a str", "one str"), ([["a", 3]], "a list with 3")])
+@pytest.mark.parametrize(
+    ("sentences", "message"), [("a str", "one str"), ([["a", 3]], "got .*3"), ([None], "got None")]
+)
 def test_bad_sentences(elmo, sentences, message):
     with pytest.raises(InputError, match=message):
         elmo.embed(sentences)

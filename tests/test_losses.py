@@ -112,7 +112,7 @@ def test_number_of_draws_is_that_of_a_drawing_one_by_one():
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
     found, number = [], 0
     while len(found) < count:
-        for uniform in generator.random(2 * count):
+        for uniform in generator.random(1):
             word = int(np.exp(uniform * np.log(vocabulary + 1))) - 1
             number += 1
             if word not in found:

@@ -142,7 +142,7 @@ def test_idle_rows_stay_empty():
     assert max(segment.row for segment in segments) == 2
 
 
-@pytest.mark.parametrize(("rows", "window", "size"), [(3, 4, 24), (10, 40, 1024)])
+@pytest.mark.parametrize(("rows", "window", "size"), [(3, 4, 24), (10, 40, 800)])
 def test_the_shape_of_words_depends_on_the_windows_shape_alone(rows, window, size):
     corpus, batches = stream(rows, window)
     for _ in range(3):
