@@ -34,7 +34,7 @@ def vocab(
     """
     if max_size is not None and max_size < 3:
         raise InputError(f"max_size is {max_size}; it must be 3 or more, for <S>, </S> and <UNK>")
-    if output.exists() and any(output.samefile(file) for file in find_files(text, "TEXT")):
+    if output.exists() and any(output.resolve() == Path(file).resolve() for file in find_files(text, "TEXT")):
         raise InputError(f"--output {output} is one of the text files; give another file to write")
     counts = count_words(sentences(text, "TEXT", progress="counting words"))
     if not counts:

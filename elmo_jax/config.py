@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from etils import epath
+
 from elmo_jax.errors import InputError
 
 Precision = Literal["float32", "bfloat16"]
@@ -142,13 +144,18 @@ def check(config: Config) -> None:
 
 
 def load_config(name: str, folder: Path) -> Config:
-    """Reads `config = Config(...)` from a Python file: a path, or the name of a file in `folder`."""
-    path = Path(name)
-    if path.suffix != ".py":
+    """Reads `config = Config(...)` from a Python file (a path, or a name in `folder`), or a run's config.json."""
+    path = epath.Path(name)
+    if path.suffix not in (".py", ".json"):
         path = folder / f"{name}.py"
-    if not path.is_file():
+    if not path.exists():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.py")))
-        raise InputError(f"no config {name!r}; give one of {known}, or a path to a .py file of your own")
+        raise InputError(f"no config {name!r}; give one of {known}, or a path to a .py file or a run's config.json")
+    if path.suffix == ".json":
+        try:
+            return from_json(json.loads(path.read_text()))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is not the config of a run ({error!r})") from None
     try:
         config = runpy.run_path(str(path)).get("config")
     except Exception as error:

@@ -9,41 +9,42 @@ import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
 from elmo_jax.errors import InputError
+from elmo_jax.files import matching
 from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, Vocabulary, character_ids
 
 BUILTIN = "builtin"
 HELDOUT_EVERY = 10
 
 
-def find_files(patterns: Sequence[str], option: str) -> list[Path]:
+def find_files(patterns: Sequence[str], option: str) -> list[epath.Path]:
     """Files that match the globs, sorted within each; `option` says in errors where the patterns came from."""
     files = []
     for pattern in patterns:
-        matches = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if not Path(name).is_dir()]
+        matches = matching(pattern)
         if not matches:
             problem = f"no file matches {pattern}" if glob.has_magic(pattern) else f"there is no file {pattern}"
-            if Path(pattern).is_dir():
+            if epath.Path(pattern).is_dir():
                 problem = f"{pattern} is a folder"
             raise InputError(f"{option}: {problem}; give text files, plain or .gz, with a sentence a line")
         files += matches
     return files
 
 
-def read_files(files: Sequence[Path], progress: str | None = None) -> Iterator[list[str]]:
+def read_files(files: Sequence[epath.Path], progress: str | None = None) -> Iterator[list[str]]:
     """Tokens of every line of the files, in order; a blank line gives an empty list.
 
     `progress` is the label of a progress bar over the bytes.
     """
-    total = None if any(file.suffix == ".gz" for file in files) else sum(file.stat().st_size for file in files)
+    total = None if any(file.suffix == ".gz" for file in files) else sum(file.stat().length for file in files)
     with tqdm(total=total, desc=progress, unit="B", unit_scale=True, disable=progress is None, leave=False) as bar:
         for file in files:
-            with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as stream:
+            with file.open("rb") as raw, gzip.open(raw) if file.suffix == ".gz" else raw as stream:
                 try:
                     yield from read_lines(stream, str(file), bar)
                 except (gzip.BadGzipFile, EOFError, zlib.error) as error:

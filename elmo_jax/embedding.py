@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -12,10 +11,12 @@ from typing import Any, Literal, NamedTuple, get_args
 import h5py
 import jax
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
 from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.errors import InputError
+from elmo_jax.files import writing
 from elmo_jax.model import BiLM, State, zero_state
 from elmo_jax.parallel import device_count, parallel, replicate, shard
 from elmo_jax.streams import Batch, Segment, SentenceStream, character_width
@@ -56,9 +57,9 @@ def load(
 ) -> "Elmo":
     """Loads a model folder, a training workdir, or the two published files (`options=..., weights=...`)."""
     if model is not None and (options, weights, vocab) == (None, None, None):
-        return Elmo(read_folder(Path(model)))
+        return Elmo(read_folder(epath.Path(model)))
     if model is None and options is not None and weights is not None:
-        return Elmo(read_model(Path(options), Path(weights), vocab and Path(vocab)))
+        return Elmo(read_model(epath.Path(options), epath.Path(weights), vocab and epath.Path(vocab)))
     raise InputError("load() takes a folder, or options= and weights= (and for models without characters vocab=)")
 
 
@@ -306,21 +307,10 @@ def write_hdf5(path: Path, sentences: Iterable[list[str]], vectors: Iterable[np.
 
     Dataset "i" holds the vectors of sentence i, and `sentence_to_index` [1] JSON from each sentence to its (last) i.
     """
-    partial = path.with_name(path.name + ".partial")
-    if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a folder; give a file")
-    try:
-        file = h5py.File(partial, "w")
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error}); give a file in a folder that can be written") from None
     index = {}
-    try:
-        with file:
-            for number, (tokens, array) in enumerate(zip(sentences, vectors, strict=True)):
-                file.create_dataset(str(number), data=array)
-                index[" ".join(tokens)] = str(number)
-            file.create_dataset("sentence_to_index", (1,), dtype=h5py.string_dtype())
-            file["sentence_to_index"][0] = json.dumps(index)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(path) as partial, h5py.File(partial, "w") as file:
+        for number, (tokens, array) in enumerate(zip(sentences, vectors, strict=True)):
+            file.create_dataset(str(number), data=array)
+            index[" ".join(tokens)] = str(number)
+        file.create_dataset("sentence_to_index", (1,), dtype=h5py.string_dtype())
+        file["sentence_to_index"][0] = json.dumps(index)

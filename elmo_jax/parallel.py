@@ -1,26 +1,110 @@
-"""Data parallelism over devices: the only file that knows pmap."""
+"""Data parallelism over devices and processes: the only file that knows pmap."""
 
+import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from elmo_jax.errors import InputError
 
 AXIS = "data"
 
 
+@dataclass(frozen=True)
+class DistributedConfig:
+    """Processes that train together, one a host. On Cloud TPU and on clusters that JAX knows, leave everything out."""
+
+    coordinator_address: str | None = None
+    """HOST:PORT of process 0, the same on all hosts."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+    heartbeat_seconds: int = 100
+    """A process that has not been heard of for so long is taken for dead, and the others stop."""
+
+
+def initialize(config: DistributedConfig) -> None:
+    """Joins the other processes, if there are any."""
+    given = (config.coordinator_address, config.num_processes, config.process_id)
+    if any(value is not None for value in given) and any(value is None for value in given):
+        raise InputError(
+            f"distributed has coordinator_address {given[0]}, num_processes {given[1]}, process_id {given[2]}; "
+            "give all three, or none where JAX finds them by itself"
+        )
+    heartbeat = {"heartbeat_timeout_seconds": config.heartbeat_seconds}
+    if given[0] is None:
+        try:
+            jax.distributed.initialize(**heartbeat)
+        except ValueError:  # no cluster that JAX knows: a single process
+            return
+        except RuntimeError as error:
+            if "must be called before" in str(error):  # a program that has used JAX already, alone
+                return
+            raise InputError(f"cannot join the other processes: {error}") from None
+    else:
+        try:
+            jax.distributed.initialize(*given, **heartbeat)
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"cannot join the processes at {given[0]}: {error}") from None
+    counts = multihost_utils.process_allgather(np.int32(jax.local_device_count()))
+    if len(set(np.ravel(counts).tolist())) > 1:
+        raise InputError(f"processes have {np.ravel(counts).tolist()} devices; all must have equally many")
+
+
+def is_first_process() -> bool:
+    """Whether this process writes what is written once."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits for all processes."""
+    multihost_utils.sync_global_devices(name)
+
+
+def on_all(flag: bool) -> bool:
+    """Whether `flag` is true on every process."""
+    return bool(np.min(multihost_utils.process_allgather(np.int32(flag))))
+
+
+def stop_requested(step: int) -> bool:
+    """Whether a process has been told to end (SIGTERM, preemption): the same answer on all, called on all each step."""
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+def is_distributed() -> bool:
+    """Whether this process has joined others, or could have."""
+    return jax.distributed.is_initialized()
+
+
 def device_count() -> int:
-    """Devices among which rows are divided."""
+    """Devices of this process, among which its rows are divided."""
     return jax.local_device_count()
+
+
+def global_device_count() -> int:
+    """Devices of all processes."""
+    return jax.device_count()
+
+
+def own_rows(rows: int) -> range:
+    """Which of all rows this process reads."""
+    each = rows // jax.process_count()
+    return range(jax.process_index() * each, (jax.process_index() + 1) * each)
 
 
 def parallel(function: Callable, in_axes: tuple, out_axes: tuple, donate: tuple[int, ...] = ()) -> Callable:
     """Runs `function` on every device, with collectives over AXIS.
 
     An axis of 0 means that the argument or result has a leading device axis, None that all devices share it. A
-    result under None must have been made equal (psum, pmean) by `function`: nothing checks that.
+    result under None must have been made equal (psum, pmean) by `function`: nothing checks that. Axes of results
+    are numbers, None or tuples (a dict fails in JAX 0.10 with several processes).
     """
     return jax.pmap(function, axis_name=AXIS, in_axes=in_axes, out_axes=out_axes, donate_argnums=donate)
 
@@ -37,7 +121,7 @@ def replicate(tree: Any) -> Any:
 
 
 def shard(tree: Any) -> Any:
-    """Arrays [rows, ..] → [devices, rows / devices, ..], each device's part on that device."""
+    """This process' arrays [rows, ..] → [devices, rows / devices, ..], each device's part on that device."""
     devices = device_count()
     return _place(jax.tree.map(lambda array: np.reshape(array, (devices, -1, *array.shape[1:])), tree), P(AXIS))
 
@@ -50,3 +134,38 @@ def gather(tree: Any) -> Any:
 def fetch(tree: Any) -> Any:
     """Arrays that all devices share → NumPy."""
     return jax.tree.map(lambda array: np.asarray(array.addressable_data(0)), tree)
+
+
+def _over_all_devices() -> NamedSharding:
+    devices = [device for process in range(jax.process_count()) for device in jax.local_devices(process_index=process)]
+    return NamedSharding(Mesh(np.array(devices), (AXIS,)), P(AXIS))
+
+
+def join_rows(tree: Any) -> Any:
+    """Every process' NumPy arrays [rows, ..] → arrays [all rows, ..], each process holding its own (for Orbax)."""
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(_over_all_devices(), array), tree)
+
+
+def joined_shapes(tree: Any, rows: int) -> Any:
+    """The shapes and placement of what `join_rows` makes, given arrays [any, ..]."""
+    describe = lambda array: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype, sharding=_over_all_devices())
+    return jax.tree.map(describe, tree)
+
+
+def take_own_rows(tree: Any) -> Any:
+    """The inverse of `join_rows`."""
+
+    def take(array: jax.Array) -> np.ndarray:
+        shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+        return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+    return jax.tree.map(take, tree)
+
+
+def row_checksums(tree: Any) -> list[int]:
+    """CRC-32 of each of all processes' rows, given this process' NumPy arrays [rows, ..]."""
+    leaves = jax.tree.leaves(tree)
+    own = np.zeros(len(leaves[0]), np.uint32)
+    for leaf in leaves:
+        own[:] = [zlib.crc32(np.ascontiguousarray(row), int(crc)) for row, crc in zip(leaf, own, strict=True)]
+    return np.ravel(multihost_utils.process_allgather(own)).tolist()

@@ -199,8 +199,9 @@ class LanguageModelStream:
 
     A sentence of n tokens takes n + 1 positions: forward, <S> and the tokens predict the tokens and </S>; backward,
     </S> and the reversed tokens predict those and <S> (bilm-tf data.py). With `shuffle`, each epoch's order is a
-    function of `seed` and its number. `encode` turns word types [n, U] into the model's words. Where the stream is,
-    `position` says, as a dict for JSON.
+    function of `seed` and its number. All `rows` are laid out, the rows in `own` (by default all) are read and
+    divided among `devices`: so processes agree on who reads what. `encode` turns word types [n, U] into the model's
+    words. Where the stream is, `position` says, as a dict for JSON.
     """
 
     def __init__(
@@ -211,6 +212,7 @@ class LanguageModelStream:
         encode: Callable[[np.ndarray], np.ndarray],
         *,
         devices: int = 1,
+        own: range | None = None,
         passes: int | None = None,
         shuffle: bool = False,
         seed: int = 0,
@@ -219,7 +221,8 @@ class LanguageModelStream:
         position = position or {"sentence": 0, "rows": []}
         self.corpus, self.devices, self.encode = corpus, devices, encode
         self.passes, self.shuffle, self.seed = passes, shuffle, seed
-        self.sentence, self.shape = position["sentence"], (rows, window)
+        self.own = range(rows) if own is None else own
+        self.sentence, self.shape = position["sentence"], (len(self.own), window)
         self.rows = Rows(rows, window, self.queue(), held=position["rows"])
 
     def queue(self) -> Iterator[tuple[int, int]]:
@@ -248,7 +251,7 @@ class LanguageModelStream:
         return self
 
     def __next__(self) -> Batch:
-        segments = next(self.rows)
+        segments = [part._replace(row=part.row - self.own.start) for part in next(self.rows) if part.row in self.own]
         inputs = lay_out(segments, self.shape, self.read)
         targets = lay_out(segments, self.shape, lambda sentence, offset, size: self.read(sentence, offset + 1, size))
         return make_batch(segments, inputs, self.devices, self.encode, self.corpus.targets(targets))
@@ -259,7 +262,8 @@ class SentenceStream:
 
     Iterating yields a batch and the segments that say which sentence each of its positions belongs to. `encode`
     turns a list of U words into character ids [U, C] or vocabulary ids [U]. Holds only sentences not yet read whole.
-    `in_turn` and `ahead` as in Rows; `idle_rows` empty rows follow the `rows` that are filled, so that devices can have equally many.
+    `in_turn` and `ahead` as in Rows; `idle_rows` empty rows follow the `rows` that are filled, so that devices can
+    have equally many.
     """
 
     def __init__(

@@ -1,6 +1,5 @@
 """Word → id, word → character ids; building a vocabulary from counts."""
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from elmo_jax.errors import InputError
+from elmo_jax.files import writing
 
 BEGIN_SENTENCE, END_SENTENCE, UNKNOWN = "<S>", "</S>", "<UNK>"
 # Character ids: 0 to 255 are UTF-8 bytes, then five marks (bilm-tf data.py, UnicodeCharsVocabulary).
@@ -57,9 +57,8 @@ class Vocabulary:
 
     def save(self, path: Path) -> None:
         """Writes a file that `load`, bilm-tf and AllenNLP read."""
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes("".join(word + "\n" for word in self.words).encode("utf-8"))
-        os.replace(partial, path)
+        with writing(path) as partial:
+            partial.write_bytes("".join(word + "\n" for word in self.words).encode("utf-8"))
 
     @classmethod
     def from_counts(cls, counts: Counter[str], max_size: int | None = None, min_count: int = 1) -> "Vocabulary":

@@ -1,7 +1,8 @@
 """bilm-tf's HDF5 weight files, in and out through one table of names."""
 
+import contextlib
 import json
-import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from elmo_jax.config import ModelConfig, read_options, to_options
 from elmo_jax.errors import InputError
+from elmo_jax.files import reading, writing
 from elmo_jax.layers import HIGHWAY
 from elmo_jax.model import DIRECTIONS, init_bilm
 from elmo_jax.vocabulary import Vocabulary
@@ -53,14 +55,18 @@ def weight_shapes(model: ModelConfig, vocabulary_size: int) -> dict[str, tuple[i
     return {name: tree[module][array].shape for name, (module, array) in weight_names(model).items()}
 
 
-def open_hdf5(path: Path) -> h5py.File:
+@contextlib.contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
     """Opens a file for reading."""
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         raise InputError(f"there is no file {path}")
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise InputError(f"{path} is not a whole HDF5 file ({error})") from None
+    with reading(path) as local:
+        try:
+            file = h5py.File(local, "r")
+        except OSError as error:
+            raise InputError(f"{path} is not a whole HDF5 file ({error})") from None
+        with file:
+            yield file
 
 
 def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
@@ -158,8 +164,8 @@ def read_folder(path: Path, with_softmax: bool = False) -> ModelFolder:
 def write_folder(path: Path, model: ModelConfig, parameters: dict[str, Any], vocabulary: Vocabulary) -> None:
     """Exports {"bilm", "softmax"} parameters as a model folder that bilm-tf and AllenNLP read as it is."""
     path.mkdir(parents=True, exist_ok=True)
-    options = json.dumps(to_options(model, len(vocabulary)), indent=1)
-    (path / "options.json").write_text(options + "\n", encoding="utf-8")
+    with writing(path / "options.json") as partial:
+        partial.write_text(json.dumps(to_options(model, len(vocabulary)), indent=1) + "\n", encoding="utf-8")
     vocabulary.save(path / "vocab.txt")
     write_weights(path / "weights.hdf5", parameters["bilm"], model)
     write_softmax(path / "softmax.hdf5", parameters["softmax"])
@@ -167,8 +173,6 @@ def write_folder(path: Path, model: ModelConfig, parameters: dict[str, Any], voc
 
 def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
     """Writes an HDF5 file of float32 arrays; it appears only when it is whole."""
-    partial = path.with_name(path.name + ".partial")
-    with h5py.File(partial, "w") as file:
+    with writing(path) as partial, h5py.File(partial, "w") as file:
         for name, array in arrays.items():
             file.create_dataset(name, data=np.asarray(array, np.float32))
-    os.replace(partial, path)

@@ -19,6 +19,7 @@ def devices_of(trace: Path) -> int:
 
 os.environ["JAX_NUM_CPU_DEVICES"] = str(max([4, *map(devices_of, GOLDEN.glob("training/*/trace.npz"))]))
 
+import h5py
 import jax
 import numpy as np
 import pytest
@@ -78,6 +79,49 @@ def write_random_model(folder: Path, model: ModelConfig, seed: int = 0) -> Path:
     (folder / "options.json").write_text(json.dumps(to_options(model)))
     write_arrays(folder / "weights.hdf5", random_weights(model, seed=seed))
     return folder
+
+
+CONFIG = """
+from elmo_jax import Config, DataConfig, ModelConfig, TrainConfig
+config = Config(
+    ModelConfig(
+        character_dim=3, filters=((1, 4), (2, 6), (3, 9)), highway_layers=1, max_characters=12, cell_dim=11,
+        projection_dim=7,
+    ),
+    DataConfig(train=({train!r},), heldout=({heldout!r},)),
+    TrainConfig(**{settings!r}),
+)
+"""
+
+
+def write_project(folder: Path, **train) -> Path:
+    """Writes text (train.txt, heldout.txt) and a config of a few steps (mine.py) into a folder."""
+    generator = np.random.default_rng(0)
+    words = [f"w{number}" for number in range(40)]
+    lines = [" ".join(generator.choice(words, generator.integers(1, 12))) for _ in range(60)]
+    (folder / "train.txt").write_text("\n".join(lines[:50]) + "\n\n")
+    (folder / "heldout.txt").write_text("\n".join(lines[50:]))
+    settings = {"steps": 6, "batch_size": 2, "window": 5, "negatives": 9, "checkpoint_every": 2, "eval_every": 3}
+    settings |= {"log_every": 1, "seed": 5} | train
+    files = {"train": str(folder / "train.txt"), "heldout": str(folder / "heldout.txt")}
+    (folder / "mine.py").write_text(CONFIG.format(**files, settings=settings))
+    return folder
+
+
+def metrics(workdir):
+    """Lines of metrics.jsonl without the measured speed."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("tokens_per_second", None)
+    return lines
+
+
+def same_file(one, other):
+    with h5py.File(one) as first, h5py.File(other) as second:
+        names = []
+        first.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+        assert names
+        return all((first[name][()] == second[name][()]).all() for name in names)
 
 
 @pytest.fixture

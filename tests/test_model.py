@@ -80,7 +80,7 @@ def test_causality(direction):
 
 
 def test_chunks_of_words_do_not_matter():
-    """Room for two and a half chunks of words, of which one and a few words are used: vectors and gradients as of one product over all."""
+    """Of two and a half chunks one and a few words are used: vectors and gradients as of one product over all."""
     cnn = {name: jnp.asarray(leaf) for name, leaf in window()[0]["params"]["words"].items()}
     characters = np.random.default_rng(0).integers(0, 261, (5 * CHUNK // 2, SMALL.max_characters)).astype(np.uint16)
     count, weights = np.int32(CHUNK + 9), np.random.default_rng(1).normal(size=(CHUNK + 9, 7)).astype(np.float32)

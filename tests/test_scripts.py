@@ -8,10 +8,9 @@ import subprocess
 import sys
 
 import h5py
-import jax
 import numpy as np
 import pytest
-from conftest import ROOT, SENTENCES, SMALL, random_weights, write_random_model
+from conftest import ROOT, SENTENCES, SMALL, metrics, random_weights, same_file, write_project, write_random_model
 
 import elmo_jax
 import embed
@@ -20,50 +19,13 @@ from elmo_jax import __main__ as tools
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import write_arrays
 
-CONFIG = """
-from elmo_jax import Config, DataConfig, ModelConfig, TrainConfig
-config = Config(
-    ModelConfig(
-        character_dim=3, filters=((1, 4), (2, 6), (3, 9)), highway_layers=1, max_characters=12, cell_dim=11,
-        projection_dim=7,
-    ),
-    DataConfig(train=({train!r},), heldout=({heldout!r},)),
-    TrainConfig(
-        steps=6, batch_size=2, window=5, negatives=9, checkpoint_every=2, eval_every=3, log_every=1, seed=5
-    ),
-)
-"""
-
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A folder with text, a config, a trained run and its arguments."""
-    folder = tmp_path_factory.mktemp("project")
-    generator = np.random.default_rng(0)
-    words = [f"w{number}" for number in range(40)]
-    lines = [" ".join(generator.choice(words, generator.integers(1, 12))) for _ in range(60)]
-    (folder / "train.txt").write_text("\n".join(lines[:50]) + "\n\n")
-    (folder / "heldout.txt").write_text("\n".join(lines[50:]))
-    text = CONFIG.format(train=str(folder / "train.txt"), heldout=str(folder / "heldout.txt"))
-    (folder / "mine.py").write_text(text)
+    """A folder with text, a config and a trained run."""
+    folder = write_project(tmp_path_factory.mktemp("project"))
     train.main([str(folder / "mine.py"), "--workdir", str(folder / "run")])
     return folder
-
-
-def metrics(workdir):
-    """Lines of metrics.jsonl without the measured speed."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        line.pop("tokens_per_second", None)
-    return lines
-
-
-def same_file(one, other):
-    with h5py.File(one) as first, h5py.File(other) as second:
-        names = []
-        first.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-        assert names
-        return all((first[name][()] == second[name][()]).all() for name in names)
 
 
 def test_a_run_leaves_what_is_promised(project):
@@ -254,7 +216,7 @@ def test_a_workdir_whose_config_differs(project, capsys):
 
 
 def test_rows_that_devices_do_not_divide(project, capsys, monkeypatch):
-    monkeypatch.setattr(train, "device_count", lambda: 3)
+    monkeypatch.setattr(train.parallel, "global_device_count", lambda: 3)
     fails(
         train.main, [project / "mine.py", "--workdir", project / "run"], "8 rows, which cannot be divided by 3", capsys
     )
@@ -349,6 +311,7 @@ def test_the_scripts_as_processes(project, tmp_path):
 
 ORDER = [
     "errors",
+    "files",
     "config",
     "vocabulary",
     "corpus",
@@ -381,7 +344,6 @@ def test_structure():
     for number, name in enumerate(ORDER):
         own = [module.split(".")[1] for module in imports(files[name]) if module.startswith("elmo_jax.")]
         assert set(own) <= set(ORDER[:number]), name
-    for name in ("errors", "config", "vocabulary", "corpus", "streams"):
+    for name in ("errors", "files", "config", "vocabulary", "corpus", "streams"):
         assert not any(module.split(".")[0] in ("jax", "flax") for module in imports(files[name]))
     assert [name for name, path in files.items() if "pmap" in path.read_text()] == ["parallel"]
-    assert jax.local_device_count() == 4

@@ -8,7 +8,6 @@ import pytest
 from conftest import SMALL, TOLERANCE, relative_error
 
 from elmo_jax import training
-from elmo_jax.checkpoint import Checkpoints
 from elmo_jax.config import Config, TrainConfig
 from elmo_jax.corpus import Corpus
 from elmo_jax.evaluation import evaluator
@@ -173,23 +172,6 @@ def test_evaluation_with_a_start_state_reads_sentences_one_by_one():
     batches = LanguageModelStream(text, device_count(), WINDOW, encode, devices=4, passes=1)
     found = evaluator(SMALL)(parameters, batches, zero_state(SMALL))
     assert relative_error(np.log(found.both), sum(losses) / text.tokens) < TOLERANCE
-
-
-def test_checkpoints_keep_the_newest_two(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-    assert checkpoints.latest() is None
-    arrays = lambda step: {"a": np.full((2, 3), step, np.float32), "b": (np.arange(step, step + 5),)}
-    for step in (1, 2, 3):
-        checkpoints.save(step, arrays(step), {"position": {"rows": [[step, 2, 3]]}})
-    checkpoints.close()
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-    assert checkpoints.latest() == 3
-    for step in (2, 3):
-        restored = checkpoints.arrays(step, arrays(0))
-        assert (restored["a"] == step).all()
-        assert (restored["b"][0] == np.arange(step, step + 5)).all()
-        assert checkpoints.values(step) == {"position": {"rows": [[step, 2, 3]]}}
-    checkpoints.close()
 
 
 def test_initial_values_are_those_of_bilm_tf():

@@ -1,0 +1,161 @@
+"""Training by several processes, and runs that are killed: as users have them, in processes of their own."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, TOLERANCE, metrics, relative_error, same_file, write_project
+
+pytestmark = pytest.mark.slow
+
+
+def start(project, workdir, *options, devices=1, compiled=None, **more):
+    """Starts train.py in a process of its own."""
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
+    if compiled is not None:
+        environment |= {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    command = [sys.executable, "train.py", str(project / "mine.py"), "--workdir", str(workdir), *map(str, options)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes, **more)
+
+
+def finish(process, code=0):
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == code, output
+    return output
+
+
+def distributed(project, workdir, processes, devices, *options):
+    """Processes that train together."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    joined = lambda number: (
+        *("--distributed.coordinator_address", address, "--distributed.num_processes", processes),
+        *("--distributed.process_id", number, "--distributed.heartbeat_seconds", 10),
+    )
+    return [start(project, workdir, *joined(n), *options, devices=devices) for n in range(processes)]
+
+
+def numbers(workdir, name):
+    return [line[name] for line in metrics(workdir) if name in line]
+
+
+def test_processes_and_devices_do_not_matter(tmp_path):
+    """2 processes × 2 devices, 1 × 4, and 2 × 2 gone on with as 1 × 4 and as 1 × 1: the same losses."""
+    project = write_project(tmp_path)
+    alone = start(project, tmp_path / "alone", devices=4)
+    finish(alone)
+    names = ("loss", "gradient_norm", "heldout_perplexity", "heldout_perplexity_forward")
+
+    def assert_same(workdir):
+        for name in names:
+            assert relative_error(numbers(workdir, name), numbers(tmp_path / "alone", name)) < TOLERANCE
+
+    for process in distributed(project, tmp_path / "together", 2, 2):
+        finish(process)
+    assert_same(tmp_path / "together")
+    assert {path.name for path in (tmp_path / "together" / "model").iterdir()} == {
+        "options.json", "weights.hdf5", "softmax.hdf5", "vocab.txt"
+    }  # fmt: skip
+    for process in distributed(project, tmp_path / "later4", 2, 2, "--train.steps", 3):
+        finish(process)
+    subprocess.run(["cp", "-r", tmp_path / "later4", tmp_path / "later1"], check=True)
+    finish(start(project, tmp_path / "later4", devices=4))
+    finish(start(project, tmp_path / "later1", devices=1))
+    assert_same(tmp_path / "later4")
+    assert_same(tmp_path / "later1")
+
+
+def test_a_dead_process_stops_the_others(tmp_path):
+    """The survivor ends with an error within the heartbeat time; the same command goes on."""
+    project = write_project(tmp_path, steps=10_000, checkpoint_every=5, eval_every=10_000)
+    survivor, victim = distributed(project, tmp_path / "run", 2, 1)
+    wait_for(lambda: len(numbers(tmp_path / "run", "loss")) > 10, (survivor, victim))
+    victim.kill()
+    killed = time.monotonic()
+    victim.communicate()
+    output = survivor.communicate(timeout=60)[0]
+    assert time.monotonic() - killed < 30
+    assert survivor.returncode != 0
+    assert "error: lost the other processes" in output
+    done = numbers(tmp_path / "run", "loss")
+    for process in distributed(project, tmp_path / "run", 2, 1, "--train.steps", len(done) + 20):
+        finish(process)
+    assert len(numbers(tmp_path / "run", "loss")) == len(done) + 20
+
+
+def test_sigterm_saves_first(tmp_path):
+    """A run that is told to end ends with a checkpoint of its last step; the end is that of the run left alone."""
+    project = write_project(tmp_path, steps=60, checkpoint_every=1000, eval_every=1000)
+    finish(start(project, tmp_path / "alone"))
+    process = start(project, tmp_path / "run", "--train.steps", 100_000)
+    wait_for(lambda: len(numbers(tmp_path / "run", "loss")) > 3, [process])
+    process.send_signal(signal.SIGTERM)
+    output = finish(process, 128 + signal.SIGTERM)
+    steps = len(numbers(tmp_path / "run", "loss"))
+    assert f"saved step {steps:,}" in output
+    if steps < 60:
+        finish(start(project, tmp_path / "run"))
+        assert same_file(tmp_path / "run" / "model" / "weights.hdf5", tmp_path / "alone" / "model" / "weights.hdf5")
+
+
+def test_sigterm_to_one_process_saves_on_all(tmp_path):
+    project = write_project(tmp_path, steps=100_000, checkpoint_every=100_000, eval_every=100_000)
+    processes = distributed(project, tmp_path / "run", 2, 1)
+    wait_for(lambda: len(numbers(tmp_path / "run", "loss")) > 3, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = [finish(process, 128 + signal.SIGTERM) for process in processes]
+    assert "told to end: saved step" in outputs[0]
+
+
+def wait_for(condition, processes):
+    """Waits until the condition holds; the processes must live."""
+    until = time.monotonic() + 120
+    while True:
+        try:
+            if condition():
+                return
+        except (FileNotFoundError, ValueError):  # not there yet, or a line half written
+            pass
+        assert time.monotonic() < until
+        assert all(process.poll() is None for process in processes), processes[0].communicate()[0]
+        time.sleep(0.01)
+
+
+def test_ten_kills_change_nothing(tmp_path):
+    """SIGKILL at ten random moments; what is left in the end is bit for bit that of the run left alone."""
+    project = write_project(tmp_path, steps=400, checkpoint_every=10, eval_every=50, dropout=0.2)
+    begun = time.monotonic()
+    finish(start(project, tmp_path / "alone", compiled=tmp_path / "compiled"))
+    begun = time.monotonic()
+    finish(start(project, tmp_path / "second", compiled=tmp_path / "compiled"))
+    whole = time.monotonic() - begun
+    assert same_file(tmp_path / "second" / "model" / "weights.hdf5", tmp_path / "alone" / "model" / "weights.hdf5")
+    moments = random.Random(0)
+    kills = []
+    while len(kills) < 10:
+        process = start(project, tmp_path / "run", compiled=tmp_path / "compiled")
+        try:
+            process.wait(timeout=moments.uniform(0.3, 0.7) * whole)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        kills.append(process.returncode)
+        if process.returncode == 0:
+            break
+    while process.returncode != 0:
+        process = start(project, tmp_path / "run", compiled=tmp_path / "compiled")
+        process.wait(timeout=300)
+    print("killed", kills)
+    assert kills.count(-signal.SIGKILL) >= 3
+    for name in ("weights.hdf5", "softmax.hdf5"):
+        assert same_file(tmp_path / "run" / "model" / name, tmp_path / "alone" / "model" / name)
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "alone")
+    assert np.isfinite(numbers(tmp_path / "run", "loss")).all()
