@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import zlib
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from elmo_jax.errors import InputError
+from elmo_jax.files import is_remote
 from elmo_jax.parallel import (
     barrier,
     is_first_process,
@@ -48,7 +50,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: epath.Path):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file it writes
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every file, and traces of what we report
         self.folder = folder
         best = checkpoint_managers.BestN(
             get_metric_fn=lambda metrics: metrics[METRIC], reverse=True, n=1, keep_checkpoints_without_metrics=False
@@ -66,6 +68,13 @@ class Checkpoints:
         step, shared, rows, progress = checkpoint
         if not on_all(all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((shared, rows)))):
             raise InputError(f"after step {step} some parameters are not finite; no checkpoint was written")
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves((shared, rows)))
+        free = needed if is_remote(self.folder) else shutil.disk_usage(self.folder).free
+        if not on_all(free >= needed):
+            raise InputError(
+                f"cannot write a checkpoint of {needed:,} bytes to {self.folder}: the disk has {free:,} left. "
+                "Make room; the same command goes on from the last checkpoint"
+            )
         progress = progress | {"step": step, "shared_crc32": _checksums(shared), "rows_crc32": row_checksums(rows)}
         args = ocp.args.Composite(
             shared=ocp.args.StandardSave(shared),
