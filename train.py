@@ -111,7 +111,10 @@ def run(arguments: Arguments) -> None:
     first_process, devices = parallel.is_first_process(), parallel.global_device_count()
     workdir = Workdir(epath.Path(arguments.workdir), writes=first_process)
     rows = workdir.check(config, devices)
-    corpus, heldout = read_text(config, init and init.vocabulary)
+    known = init and init.vocabulary
+    if workdir.converted():
+        known = Vocabulary.load(workdir.model / "vocab.txt")
+    corpus, heldout = read_text(config, known)
     vocabulary = corpus.vocabulary
     parameters = initial_parameters(config, vocabulary, init)
     parallel.barrier("checked")  # before the first process creates what all have looked at
@@ -123,7 +126,7 @@ def run(arguments: Arguments) -> None:
     own = parallel.own_rows(rows)
     start = Checkpoint(0, training.init_state(parameters), zero_state(config.model, len(own)), {"position": None})
     restored = checkpoints.restore(start, rows)
-    if restored is None and workdir.model.exists() and not workdir.converted():
+    if restored is None and workdir.model.exists():
         raise InputError(f"{workdir.path} holds a finished model but no checkpoints; give another --workdir")
     start = restored or start
     workdir.keep_metrics(restored and restored.step)
@@ -200,8 +203,8 @@ def run(arguments: Arguments) -> None:
     # Training
     if heldout is not None:
         heldout_words = word_table(heldout, config.model)
-        if first == 0:
-            measure_heldout(0)
+        if first == 0 or workdir.converted():
+            measure_heldout(first)
     bar = tqdm(
         total=train.steps, initial=first, desc="training", unit=" steps", dynamic_ncols=True, disable=not first_process
     )

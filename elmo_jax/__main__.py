@@ -1,4 +1,4 @@
-"""`python -m elmo_jax vocab|perplexity|nearest`: the smaller tools."""
+"""`python -m elmo_jax vocab|perplexity|nearest|convert`: the smaller tools."""
 
 import json
 import sys
@@ -7,9 +7,11 @@ from typing import Literal
 
 import numpy as np
 import tyro
+from etils import epath
 from tqdm import tqdm
 
 from elmo_jax.config import Precision
+from elmo_jax.convert import convert as convert_checkpoint
 from elmo_jax.corpus import Corpus, count_words, find_files, sentences
 from elmo_jax.embedding import warm_state
 from elmo_jax.errors import InputError, exit_on_bad_input
@@ -119,9 +121,27 @@ def nearest(embeddings: tyro.conf.Positional[Path], word: str, neighbours: int =
             print(f"    {similarity[other]:.3f}  {contexts[other]}")
 
 
+def convert(
+    source: tyro.conf.Positional[Path], dest: tyro.conf.Positional[Path], vocab: Path, rows: int | None = None
+) -> None:
+    """Converts a TensorFlow checkpoint of bilm-tf into a training workdir: a model to use, and a run to go on with.
+
+    Go on with `python train.py DEST/config.json --workdir DEST --data.train TEXT --train.steps N`. The step and
+    Adagrad's accumulators are kept; the LSTM state, which bilm-tf does not save, begins with zero. Needs TensorFlow.
+
+    Args:
+        source: Folder that bilm-tf saved into: options.json, checkpoint, model.ckpt...
+        dest: Folder to write.
+        vocab: The vocabulary file of the run.
+        rows: Rows on all devices together; by default the batch_size of options.json, which is that of one device.
+    """
+    convert_checkpoint(epath.Path(source), epath.Path(dest), epath.Path(vocab), rows)
+    print(f"wrote {dest}")
+
+
 @exit_on_bad_input
 def main(argv: list[str]) -> None:
-    commands = {"vocab": vocab, "perplexity": perplexity, "nearest": nearest}
+    commands = {"vocab": vocab, "perplexity": perplexity, "nearest": nearest, "convert": convert}
     tyro.extras.subcommand_cli_from_dict(commands, prog="python -m elmo_jax", args=argv, use_underscores=True)
 
 

@@ -100,6 +100,7 @@ class Checkpoints:
             except Exception as error:  # damage shows as almost any exception: json, ValueError, KeyError, OSError, ...
                 found, problem = None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             if on_all(found is not None):
+                _check_shapes(found, like)
                 return found
             if is_first_process():
                 damaged = self.folder.parent / "damaged"
@@ -154,6 +155,17 @@ class Checkpoints:
     def _failed(self, error: Exception) -> InputError:
         reason = " ".join(str(error).split())[:300]
         return InputError(f"cannot write a checkpoint to {self.folder} ({type(error).__name__}: {reason})")
+
+
+def _check_shapes(found: Checkpoint, like: Checkpoint) -> None:
+    expected = jax.tree_util.tree_leaves_with_path(like.shared)
+    for (path, leaf), array in zip(expected, jax.tree.leaves(found.shared), strict=True):
+        if leaf.shape != array.shape:
+            name = jax.tree_util.keystr(path)
+            raise InputError(
+                f"the checkpoint of step {found.step} has {name} {array.shape}, the model {leaf.shape}: "
+                "another vocabulary? Give the one that the run began with"
+            )
 
 
 def _checksum(values: dict[str, Any]) -> int:

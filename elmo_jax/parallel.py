@@ -143,17 +143,23 @@ def _over_all_devices() -> NamedSharding:
 
 def join_rows(tree: Any) -> Any:
     """Every process' NumPy arrays [rows, ..] → arrays [all rows, ..], each process holding its own (for Orbax)."""
+    if jax.process_count() == 1:
+        return tree
     return jax.tree.map(lambda array: jax.make_array_from_process_local_data(_over_all_devices(), array), tree)
 
 
 def joined_shapes(tree: Any, rows: int) -> Any:
-    """The shapes and placement of what `join_rows` makes, given arrays [any, ..]."""
+    """What Orbax needs to know to restore what `join_rows` made, given arrays [any, ..]."""
+    if jax.process_count() == 1:
+        return jax.tree.map(lambda array: np.empty((rows, *array.shape[1:]), array.dtype), tree)
     describe = lambda array: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype, sharding=_over_all_devices())
     return jax.tree.map(describe, tree)
 
 
 def take_own_rows(tree: Any) -> Any:
     """The inverse of `join_rows`."""
+    if jax.process_count() == 1:
+        return tree
 
     def take(array: jax.Array) -> np.ndarray:
         shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)

@@ -56,8 +56,8 @@ class Workdir:
             )
         return rows
 
-    def create(self, config: Config, rows: int, text: dict[str, int]) -> None:
-        """Writes config.json; the text and the vocabulary must be those that the run began with."""
+    def create(self, config: Config, rows: int, text: dict[str, Any] | None) -> None:
+        """Writes config.json; the text and the vocabulary must be those that the run began with, if it has begun."""
         if self.config.exists():
             before = json.loads(self.config.read_text()).get("text")
             if before not in (None, text):
@@ -73,8 +73,8 @@ class Workdir:
             self._write(self.config, json.dumps({"rows": rows, "text": text} | to_json(config), indent=1) + "\n")
 
     def converted(self) -> bool:
-        """Whether this is a converted model without any training of its own."""
-        return not self.metrics.exists()
+        """Whether this is a converted model that has not been trained here."""
+        return self.model.exists() and not self.metrics.exists()
 
     def keep_metrics(self, step: int | None) -> None:
         """Drops the lines of steps after `step`, which the run is about to repeat (None: all lines)."""

@@ -12,6 +12,7 @@ from conftest import GOLDEN, TOLERANCE, relative_error
 
 from elmo_jax import training
 from elmo_jax.config import Config, TrainConfig, from_options
+from elmo_jax.convert import tree_of, variable_names
 from elmo_jax.corpus import Corpus, sentences
 from elmo_jax.evaluation import evaluator
 from elmo_jax.losses import full_softmax_loss, sampled_softmax_loss
@@ -19,36 +20,17 @@ from elmo_jax.model import zero_state
 from elmo_jax.parallel import fetch, gather, parallel
 from elmo_jax.streams import LanguageModelStream, make_batch, word_table
 from elmo_jax.vocabulary import Vocabulary
-from elmo_jax.weights import weight_names, write_weights
+from elmo_jax.weights import write_weights
 
 TRACES = sorted(path.parent for path in GOLDEN.glob("training/*/trace.npz"))
 needs_golden = pytest.mark.skipif(not TRACES, reason=f"no training traces under {GOLDEN} (set ELMO_GOLDEN)")
 
 
-def variable_names(model):
-    """TensorFlow's name of every parameter (without lm/) → path in the parameters."""
-    names = {}
-    for name, path in weight_names(model).items():
-        if name.startswith("RNN_"):
-            name = name.replace("/RNN/", "/rnn/").replace("MultiRNNCell/Cell", "multi_rnn_cell/cell_")
-            name = name.replace("LSTMCell/W_0", "lstm_cell/kernel").replace("LSTMCell/B", "lstm_cell/bias")
-            name = name.replace("LSTMCell/W_P_0", "lstm_cell/projection/kernel")
-            if model.layers == 1:
-                name = name.replace("multi_rnn_cell/cell_0/", "")
-        names[name] = ("bilm", *path)
-    return names | {"softmax/W": ("softmax", "weight"), "softmax/b": ("softmax", "bias")}
-
-
 def read_tree(file, model):
-    arrays = np.load(file)
-    tree = {}
-    for name, path in variable_names(model).items():
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = arrays[name]
-    assert set(arrays.files) == set(variable_names(model))
-    return tree
+    """Arrays by TensorFlow's variable names → a tree like the parameters."""
+    arrays = dict(np.load(file))
+    assert set(arrays) == set(variable_names(model))
+    return tree_of(model, arrays)
 
 
 def worst(actual, expected):

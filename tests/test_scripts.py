@@ -325,6 +325,7 @@ ORDER = [
     "checkpoint",
     "weights",
     "workdir",
+    "convert",
     "embedding",
 ]
 
