@@ -23,7 +23,7 @@ from tqdm import tqdm
 from elmo_jax import parallel, training
 from elmo_jax.checkpoint import Checkpoint, Checkpoints
 from elmo_jax.config import Config, check, load_config
-from elmo_jax.corpus import BUILTIN, Corpus, count_words, sentences
+from elmo_jax.corpus import BUILTIN, Corpus, WordCounts, sentences
 from elmo_jax.errors import InputError, exit_on_bad_input
 from elmo_jax.evaluation import evaluator
 from elmo_jax.model import init_bilm, zero_state
@@ -72,7 +72,7 @@ def read_text(config: Config, known: Vocabulary | None) -> tuple[Corpus, Corpus 
     if config.data.vocab is not None:
         vocabulary = Vocabulary.load(epath.Path(config.data.vocab))
     else:
-        vocabulary = known or Vocabulary.from_counts(count_words(progress(progress="counting words")))
+        vocabulary = known or Vocabulary.from_counts(WordCounts(progress(progress="counting words")))
     if config.train.softmax == "sampled" and config.train.negatives >= len(vocabulary):
         raise InputError(
             f"train.negatives is {config.train.negatives}, the vocabulary has {len(vocabulary)} words; "

@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 from elmo_jax.config import Precision
 from elmo_jax.convert import convert as convert_checkpoint
-from elmo_jax.corpus import Corpus, count_words, find_files, sentences
+from elmo_jax.corpus import Corpus, WordCounts, sentences
 from elmo_jax.embedding import warm_state
 from elmo_jax.errors import InputError, exit_on_bad_input
 from elmo_jax.evaluation import evaluator
+from elmo_jax.files import matching
 from elmo_jax.model import zero_state
 from elmo_jax.parallel import device_count, replicate
 from elmo_jax.streams import LanguageModelStream, word_table
@@ -24,29 +25,40 @@ from elmo_jax.weights import open_hdf5, read_folder
 
 
 def vocab(
-    text: tyro.conf.Positional[tuple[str, ...]], output: Path, max_size: int | None = None, min_count: int = 1
+    text: tyro.conf.Positional[tuple[str, ...]],
+    output: Path,
+    max_size: int | None = None,
+    min_count: int = 1,
+    max_characters: int = 50,
 ) -> None:
     """Counts the words of a text and writes a vocabulary: <S>, </S>, <UNK>, then the words, most frequent first.
 
     Args:
-        text: Text files or globs, plain or .gz, or "builtin".
+        text: Text files or globs, plain or .gz, tfds:DATASET/SPLIT, or "builtin".
         output: File to write, a word a line.
         max_size: Words to keep at most, the three special ones included.
         min_count: Leave out words that occur less often.
+        max_characters: Limit of the model, begin and end of word included, for the report of words that it cuts.
     """
     if max_size is not None and max_size < 3:
         raise InputError(f"max_size is {max_size}; it must be 3 or more, for <S>, </S> and <UNK>")
-    if output.exists() and any(output.resolve() == Path(file).resolve() for file in find_files(text, "TEXT")):
+    if output.exists() and any(output.resolve() == Path(file).resolve() for name in text for file in matching(name)):
         raise InputError(f"--output {output} is one of the text files; give another file to write")
-    counts = count_words(sentences(text, "TEXT", progress="counting words"))
-    if not counts:
+    counts = WordCounts(sentences(text, "TEXT", progress="counting words"))
+    if not counts.tokens:
         raise InputError(f"{' '.join(text)} has no words; give text with a sentence a line, tokens separated by spaces")
     vocabulary = Vocabulary.from_counts(counts, max_size, min_count)
     vocabulary.save(output)
-    total, known = counts.total(), [count for word, count in counts.items() if word in vocabulary.index]
+    words = known = covered = cut = 0
+    for word, count in counts:
+        words += 1
+        if word in vocabulary.index:
+            known, covered = known + 1, covered + count
+        cut += len(word.encode("utf-8")) > max_characters - 2
     print(
-        f"{len(vocabulary):,} words: <S>, </S>, <UNK> and {len(known):,} of the text's {len(counts):,}, which cover "
-        f"{sum(known) / total:.2%} of its {total:,} tokens"
+        f"{len(vocabulary):,} words: <S>, </S>, <UNK> and {known:,} of the text's {words:,}, which cover "
+        f"{covered / counts.tokens:.2%} of its {counts.tokens:,} tokens; {cut / words:.2%} of the text's words are "
+        f"longer than {max_characters - 2} bytes and would be cut"
     )
 
 

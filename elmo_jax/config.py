@@ -58,9 +58,9 @@ class DataConfig:
     """The text: one sentence a line, tokens separated by spaces, UTF-8, plain or .gz."""
 
     train: tuple[str, ...] = ()
-    """Files or globs to train on; "builtin" is the English text that every Python carries."""
+    """Files, globs or tfds:DATASET/SPLIT to train on; "builtin" is the English text that every Python carries."""
     heldout: tuple[str, ...] = ()
-    """Files or globs to measure perplexity on. None: none, or the held-out tenth of the built-in text."""
+    """The same, to measure perplexity on. None: none, or the held-out tenth of the built-in text."""
     vocab: str | None = None
     """Vocabulary, a word a line, most frequent first, with <S>, </S> and <UNK>. None: counted from the text."""
     shuffle: bool = True

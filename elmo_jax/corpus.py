@@ -1,14 +1,22 @@
 """Where sentences come from: text files, standard input, the built-in text; and a corpus held as numbers."""
 
+import contextlib
 import glob
 import gzip
+import heapq
+import itertools
+import operator
 import re
+import shutil
 import sys
+import tempfile
 import warnings
+import weakref
 import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from etils import epath
@@ -19,6 +27,7 @@ from elmo_jax.files import matching
 from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, Vocabulary, character_ids
 
 BUILTIN = "builtin"
+TFDS = "tfds:"
 HELDOUT_EVERY = 10
 
 
@@ -86,8 +95,32 @@ def builtin_sentences() -> Iterator[list[str]]:
                 yield token.findall(sentence)
 
 
+def read_tfds(name: str, option: str, progress: str | None = None) -> Iterator[list[str]]:
+    """Tokens of the field `text` of every record of `tfds:DATASET/SPLIT`, in order of storage, without TensorFlow.
+
+    The dataset must be there in the format array_record (in $TFDS_DATA_DIR, by default ~/tensorflow_datasets).
+    """
+    dataset, _, split = name.removeprefix(TFDS).rpartition("/")
+    if not dataset or not split:
+        raise InputError(f"{option}: {name} is not tfds:DATASET/SPLIT; give for instance tfds:lm1b/train")
+    import tensorflow_datasets as tfds
+
+    try:
+        source = tfds.data_source(dataset, split=split, download=False)
+        if "text" not in source.dataset_info.features:
+            raise ValueError(f"it has no field text, but {', '.join(source.dataset_info.features)}")
+    except Exception as error:  # the library's errors have many types: not found, not prepared, wrong format, ...
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{option}: cannot read {name} ({type(error).__name__}: {reason}); prepare it once with "
+            f"tfds.builder({dataset!r}, file_format='array_record').download_and_prepare()"
+        ) from None
+    lines = (source[number]["text"] for number in range(len(source)))
+    yield from read_lines(tqdm(lines, progress, len(source), disable=progress is None, leave=False), name)
+
+
 def sentences(patterns: Sequence[str], option: str, heldout: bool = False, progress: str | None = None):
-    """Sentences (lists of tokens, blank lines left out) of the files that match, or of the built-in text.
+    """Sentences (lists of tokens, blank lines left out) of files, of `tfds:DATASET/SPLIT`, or of the built-in text.
 
     A fixed tenth of the built-in text, every tenth sentence, is held out.
     """
@@ -95,8 +128,13 @@ def sentences(patterns: Sequence[str], option: str, heldout: bool = False, progr
         for number, tokens in enumerate(builtin_sentences()):
             if (number % HELDOUT_EVERY == 0) == heldout:
                 yield tokens
-    else:
-        yield from (tokens for tokens in read_files(find_files(patterns, option), progress) if tokens)
+        return
+    for pattern in patterns:
+        if pattern.startswith(TFDS):
+            lines = read_tfds(pattern, option, progress)
+        else:
+            lines = read_files(find_files([pattern], option), progress)
+        yield from (tokens for tokens in lines if tokens)
 
 
 def read_input(name: str) -> Iterator[list[str]]:
@@ -106,12 +144,38 @@ def read_input(name: str) -> Iterator[list[str]]:
     return read_files(find_files([glob.escape(name)], "--input"))
 
 
-def count_words(text: Iterable[list[str]]) -> Counter[str]:
-    """How often each word occurs."""
-    counts: Counter[str] = Counter()
-    for tokens in text:
-        counts.update(tokens)
-    return counts
+class WordCounts:
+    """How often each word of a text occurs, exactly, in bounded memory.
+
+    Iterating yields (word, count). No more than `held` words are held while counting: then they are written to a
+    temporary file, sorted, and the files are merged in the end.
+    """
+
+    def __init__(self, text: Iterable[list[str]], held: int = 5_000_000):
+        self.tokens = 0
+        self._counts: Counter[str] = Counter()
+        self._files: list[Path] = []
+        self._folder = Path(tempfile.mkdtemp())
+        weakref.finalize(self, shutil.rmtree, self._folder)
+        for tokens in text:
+            self.tokens += len(tokens)
+            self._counts.update(tokens)
+            if len(self._counts) > held:
+                self._files.append(self._folder / str(len(self._files)))
+                with self._files[-1].open("w", encoding="utf-8") as file:
+                    file.writelines(f"{word}\t{count}\n" for word, count in sorted(self._counts.items()))
+                self._counts.clear()
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        parse = lambda line: (line[: line.index("\t")], int(line[line.index("\t") :]))
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(file.open(encoding="utf-8")) for file in self._files]
+            merged = heapq.merge(sorted(self._counts.items()), *(map(parse, file) for file in files), key=first)
+            for word, group in itertools.groupby(merged, key=first):
+                yield word, sum(count for _, count in group)
+
+
+first = operator.itemgetter(0)
 
 
 class Corpus:

@@ -10,13 +10,13 @@ class InputError(ValueError):
 
 
 def exit_on_bad_input(script: Callable[..., None]) -> Callable[..., None]:
-    """Turns bad input and failing files into one line on stderr and exit code 2, without a traceback."""
+    """Turns bad input, failing files and missing extras into one line on stderr and exit code 2."""
 
     @functools.wraps(script)
     def wrapped(*args, **kwargs):
         try:
             script(*args, **kwargs)
-        except (InputError, OSError) as error:
+        except (InputError, OSError, ImportError) as error:
             print(f"\nerror: {' '.join(str(error).split())}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """Word → id, word → character ids; building a vocabulary from counts."""
 
-from collections import Counter
+import heapq
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -61,12 +61,14 @@ class Vocabulary:
             partial.write_bytes("".join(word + "\n" for word in self.words).encode("utf-8"))
 
     @classmethod
-    def from_counts(cls, counts: Counter[str], max_size: int | None = None, min_count: int = 1) -> "Vocabulary":
+    def from_counts(
+        cls, counts: Iterable[tuple[str, int]], max_size: int | None = None, min_count: int = 1
+    ) -> "Vocabulary":
         """The special words, then the others by frequency (ties in alphabetical order), at most `max_size` in all."""
         specials = [BEGIN_SENTENCE, END_SENTENCE, UNKNOWN]
-        frequent = [(-count, word) for word, count in counts.items() if count >= min_count and word not in specials]
-        words = [word for _, word in sorted(frequent)]
-        return cls(specials + words[: None if max_size is None else max(0, max_size - len(specials))])
+        frequent = ((-count, word) for word, count in counts if count >= min_count and word not in specials)
+        most = sorted(frequent) if max_size is None else heapq.nsmallest(max_size - len(specials), frequent)
+        return cls(specials + [word for _, word in most])
 
 
 def character_ids(words: Sequence[str], max_characters: int) -> np.ndarray:

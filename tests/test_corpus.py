@@ -1,12 +1,15 @@
 import gzip
 import io
+import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from elmo_jax import corpus
-from elmo_jax.corpus import Corpus, count_words, find_files, read_input, sentences
+from elmo_jax.corpus import Corpus, WordCounts, find_files, read_input, sentences
 from elmo_jax.errors import InputError
 from elmo_jax.vocabulary import Vocabulary
 
@@ -75,8 +78,79 @@ def test_builtin_text_is_english_with_a_tenth_held_out():
     train, heldout = (list(sentences(["builtin"], "TEXT", heldout=held)) for held in (False, True))
     assert len(heldout) == -(-(len(train) + len(heldout)) // corpus.HELDOUT_EVERY)
     assert not {tuple(tokens) for tokens in train} >= {tuple(tokens) for tokens in heldout}
-    counts = count_words(train)
+    counts = Counter(dict(WordCounts(train)))
     assert counts.total() > 40_000
     assert {word for word, _ in counts.most_common(8)} >= {"the", "a", ".", ","}
     assert all(tokens == sentence for tokens, sentence in zip(train, sentences(["builtin"], "TEXT"), strict=True))
     assert np.mean([len(tokens) for tokens in train]) < 40
+
+
+@pytest.mark.parametrize("held", [1, 7, 100])
+def test_counting_in_bounded_memory_is_exact(held):
+    generator = np.random.default_rng(0)
+    text = [[f"w{n}" for n in generator.zipf(1.5, 9)] for _ in range(50)]
+    counts = WordCounts(text, held)
+    expected = Counter(word for tokens in text for word in tokens)
+    assert dict(counts) == expected
+    assert dict(counts) == expected  # again
+    assert counts.tokens == 450
+    assert [word for word, _ in counts] == sorted(expected)
+
+
+def test_tfds(tmp_path, monkeypatch):
+    """A small dataset, prepared and read without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    class SmallText(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text()}))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            yield from ((number, {"text": f"sentence {number} naïve"}) for number in range(20))
+
+    SmallText(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
+    text = list(sentences(["tfds:small_text/train"], "--data.train"))
+    assert sorted(text) == sorted(["sentence", str(number), "naïve"] for number in range(20))
+    assert list(sentences(["tfds:small_text/train"], "--data.train")) == text
+    for name, message in (
+        ("tfds:nothing_such/train", "cannot read tfds:nothing_such/train"),
+        ("tfds:small_text/test", "cannot read tfds:small_text/test"),
+        ("tfds:small_text", "is not tfds:DATASET/SPLIT"),
+    ):
+        with pytest.raises(InputError, match=message):
+            list(sentences([name], "--data.train"))
+
+
+MEASURE = """
+import resource, sys
+import numpy as np
+from elmo_jax.corpus import Corpus
+from elmo_jax.vocabulary import Vocabulary
+words = [f"word{n}" for n in range(100_000)]
+vocabulary = Vocabulary(["<S>", "</S>", "<UNK>", *words])
+def text(tokens):
+    numbers = np.random.default_rng(0).integers(0, len(words), 1_000_000)
+    lines = [[words[n] for n in numbers[i : i + 25]] for i in range(0, len(numbers), 25)]
+    for _ in range(tokens // len(numbers)):
+        yield from lines
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+corpus = Corpus(text(int(sys.argv[1])), vocabulary)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_a_billion_words_fit_into_six_gigabytes():
+    """Peak memory of reading 10 and 50 million tokens, and what follows from its growth for 10^9."""
+    run = lambda tokens: int(subprocess.check_output([sys.executable, "-c", MEASURE, str(tokens)], cwd=ROOT))
+    small, large = run(10_000_000), run(50_000_000)
+    growth = (large - small) / 40_000_000
+    print(f"{small / 1e6:.0f} MB, {large / 1e6:.0f} MB: {growth:.2f} bytes a token")
+    assert large + growth * 950_000_000 < 6e9
