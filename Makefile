@@ -18,8 +18,9 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --check --quiet
-	$(BIN)/python -m pytest --quiet -m "not slow"
+	$(BIN)/python -m pytest --quiet -m "not slow" --numprocesses auto --dist worksteal
 
-# Many runs, or much text: minutes rather than seconds.
+# Many runs, much text, several processes; TensorFlow, to read its checkpoints. Minutes rather than seconds.
 test-slow: .venv/installed
+	$(BIN)/pip install --quiet tensorflow-cpu==2.21.0
 	$(BIN)/python -m pytest --quiet -m slow

@@ -65,6 +65,8 @@ def restore(folder):
         checkpoints.close()
 
 
+# TensorStore calls back into the event loop of a read that has failed already.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_flipped_byte_is_never_restored_silently(folder, tmp_path, capsys):
     """One byte of each file of the newest checkpoint in turn: the right values, or the checkpoint before."""
     save_two(folder)
@@ -133,33 +135,29 @@ def fails(project, message, capsys, *options):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert message in error
+    return error
 
 
-@pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_step_that_is_not_finite_ends_the_run(project, capsys, monkeypatch, where):
+def test_a_step_that_is_not_finite_ends_the_run(project, capsys, monkeypatch):
     """With step, place in the data and the last good checkpoint; nothing is written over; the run can go on."""
-    original, calls = training.Metrics, []
-
-    def poisoned(losses, norm):
-        return original(losses * np.float32(np.nan), norm) if where == "loss" else original(losses, norm / 0.0)
-
-    whole = [str(project / "mine.py"), "--workdir", str(project / "whole")]
-    train.main(whole)
+    original = training.Metrics
     train.main([str(project / "mine.py"), "--workdir", str(project / "run"), "--train.steps", "3"])
-    before = (project / "run" / "metrics.jsonl").read_bytes()
+    before = {path: path.read_bytes() for path in (project / "run" / "checkpoints").rglob("*") if path.is_file()}
+    lines = (project / "run" / "metrics.jsonl").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(training, "Metrics", poisoned)
-        fails(project, "step 4 has loss", capsys)
-        fails(project, "The last good checkpoint is that of step 3", capsys)
-        fails(project, "its batch ends at sentence", capsys)
-    assert not calls
-    assert (project / "run" / "metrics.jsonl").read_bytes() == before
+        patch.setattr(training, "Metrics", lambda losses, norm: original(losses, norm / 0.0))
+        message = fails(project, "step 4 has loss", capsys)
+    assert "gradient norm inf" in message
+    assert "its batch ends at sentence" in message
+    assert "The last good checkpoint is that of step 3" in message
+    assert {path: path.read_bytes() for path in before} == before
+    assert (project / "run" / "metrics.jsonl").read_bytes() == lines
     train.main([str(project / "mine.py"), "--workdir", str(project / "run")])
-    assert same_file(project / "run" / "model" / "weights.hdf5", project / "whole" / "model" / "weights.hdf5")
+    assert [line["step"] for line in metrics(project / "run") if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
 def test_divergence_does_not_reach_the_model(project, capsys):
-    fails(project, "not finite", capsys, "--train.learning_rate", "1e39", "--train.steps", "1")
+    fails(project, "step 2 has loss", capsys, "--train.learning_rate", "1e38", "--train.steps", "2")
     assert not (project / "run" / "model").exists()
     for line in metrics(project / "run"):
         assert all(value is None or math.isfinite(value) for value in line.values())
