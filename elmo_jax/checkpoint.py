@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import zlib
 from typing import Any, NamedTuple
@@ -51,7 +52,7 @@ class Checkpoints:
 
     def __init__(self, folder: epath.Path):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every file, and traces of what we report
-        self.folder = folder
+        self.folder = folder if is_remote(folder) else epath.Path(os.path.abspath(folder))
         best = checkpoint_managers.BestN(
             get_metric_fn=lambda metrics: metrics[METRIC], reverse=True, n=1, keep_checkpoints_without_metrics=False
         )
@@ -61,7 +62,7 @@ class Checkpoints:
             best_mode="min",
             cleanup_tmp_directories=True,
         )
-        self.manager = ocp.CheckpointManager(folder, options=options)
+        self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, checkpoint: Checkpoint, perplexity: float | None = None) -> None:
         """Saves a checkpoint; every process calls it. Values that are not finite are refused."""

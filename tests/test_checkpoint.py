@@ -7,13 +7,16 @@ import types
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, metrics, same_file, write_project
+from conftest import ROOT, metrics, same_file, script_environment, write_project
 from etils import epath
 
 import train
 from elmo_jax import training
 from elmo_jax.checkpoint import Checkpoint, Checkpoints
 from elmo_jax.errors import InputError
+
+# TensorStore calls back into the event loop of a read or a write that has failed already.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def checkpoint(step, rows=8):
@@ -65,8 +68,6 @@ def restore(folder):
         checkpoints.close()
 
 
-# TensorStore calls back into the event loop of a read that has failed already.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_flipped_byte_is_never_restored_silently(folder, tmp_path, capsys):
     """One byte of each file of the newest checkpoint in turn: the right values, or the checkpoint before."""
     save_two(folder)
@@ -215,12 +216,14 @@ def test_a_write_that_fails(project):
     """No file may grow beyond a limit, as on a disk that fills up: one clear error, the last checkpoint intact."""
     command = [sys.executable, "train.py", str(project / "mine.py"), "--workdir", str(project / "run")]
     whole = [*command[:-1], str(project / "whole")]
-    subprocess.run(whole, cwd=ROOT, check=True, capture_output=True)
-    subprocess.run([*command, "--train.steps", "2"], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(whole, cwd=ROOT, check=True, capture_output=True, env=script_environment())
+    subprocess.run(
+        [*command, "--train.steps", "2"], cwd=ROOT, check=True, capture_output=True, env=script_environment()
+    )
     limited = ["bash", "-c", 'ulimit -f 3; exec "$@"', "bash", *command]
-    done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, env=script_environment())
     assert done.returncode == 2, done.stderr
     assert any(line.startswith("error: cannot write a checkpoint") for line in done.stderr.splitlines())
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=script_environment())
     assert same_file(project / "run" / "model" / "weights.hdf5", project / "whole" / "model" / "weights.hdf5")
     assert json.loads((project / "run" / "config.json").read_text())["train"]["steps"] == 6

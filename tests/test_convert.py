@@ -3,14 +3,13 @@
 import functools
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, TOLERANCE, metrics, relative_error
+from conftest import ROOT, TOLERANCE, metrics, relative_error, script_environment
 from etils import epath
 
 import elmo_jax
@@ -58,7 +57,9 @@ def test_one_more_step(golden, tmp_path, trace):
 
     options = ["--data.train", texts / "a_train.txt", "--data.heldout", texts / "a_heldout.txt", "--data.no_shuffle"]
     command = [sys.executable, "train.py", workdir / "config.json", "--workdir", workdir, "--train.steps", steps + 1]
-    subprocess.run([*map(str, command + options), "--train.log_every", "1"], cwd=ROOT, check=True, env=two_devices())
+    subprocess.run(
+        [*map(str, command + options), "--train.log_every", "1"], cwd=ROOT, check=True, env=script_environment(2)
+    )
     checkpoints = Checkpoints(epath.Path(workdir / "checkpoints"))
     like = Checkpoint(0, jax.tree.map(np.asarray, fetch(state)), zero_state(model, 6), {})
     found = checkpoints.restore(like, 6)
@@ -69,10 +70,6 @@ def test_one_more_step(golden, tmp_path, trace):
     first, trained, last = metrics(workdir)
     assert (first["step"], trained["step"], last["step"]) == (steps, steps + 1, steps + 1)
     assert relative_error(trained["loss"], fetch(recorded).loss) < TOLERANCE
-
-
-def two_devices():
-    return os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
 
 
 def test_the_converted_model_is_that_of_the_dump(golden, tmp_path):

@@ -1,6 +1,5 @@
 """Training by several processes, and runs that are killed: as users have them, in processes of their own."""
 
-import os
 import random
 import signal
 import socket
@@ -10,14 +9,14 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, TOLERANCE, metrics, relative_error, same_file, write_project
+from conftest import ROOT, TOLERANCE, metrics, relative_error, same_file, script_environment, write_project
 
 pytestmark = pytest.mark.slow
 
 
 def start(project, workdir, *options, devices=1, compiled=None, **more):
     """Starts train.py in a process of its own."""
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
+    environment = script_environment(devices)
     if compiled is not None:
         environment |= {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     command = [sys.executable, "train.py", str(project / "mine.py"), "--workdir", str(workdir), *map(str, options)]

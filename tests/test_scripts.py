@@ -3,14 +3,23 @@
 import ast
 import gzip
 import json
-import os
 import subprocess
 import sys
 
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT, SENTENCES, SMALL, metrics, random_weights, same_file, write_project, write_random_model
+from conftest import (
+    ROOT,
+    SENTENCES,
+    SMALL,
+    metrics,
+    random_weights,
+    same_file,
+    script_environment,
+    write_project,
+    write_random_model,
+)
 
 import elmo_jax
 import embed
@@ -76,8 +85,11 @@ def test_a_finished_run_stays_as_it_is(project, capsys):
     assert (project / "run" / "metrics.jsonl").read_bytes() == before
 
 
-def test_config_may_stand_anywhere(project, tmp_path):
-    train.main(["--workdir", str(tmp_path), "--train.steps", "1", str(project / "mine.py")])
+def test_config_may_stand_anywhere_and_paths_may_be_relative(project, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)
+    train.main(["--workdir", tmp_path.name, "--train.steps", "1", str(project / "mine.py")])
+    train.main(["--workdir", tmp_path.name, "--train.steps", "2", str(project / "mine.py")])
+    assert [line["step"] for line in metrics(tmp_path) if "loss" in line] == [1, 2]
     assert json.loads((tmp_path / "config.json").read_text())["train"]["window"] == 5
 
 
@@ -294,7 +306,7 @@ def test_bad_input_of_the_tools(project, tmp_path, capsys):
 
 def test_the_scripts_as_processes(project, tmp_path):
     """Exit codes as the shell sees them; standard input."""
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    environment = script_environment()
     command = [sys.executable, "embed.py", "--model", str(project / "run"), "--input", "-"]
     run = lambda *options, **more: subprocess.run(
         [*command, *options], cwd=ROOT, env=environment, capture_output=True, **more

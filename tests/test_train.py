@@ -2,13 +2,12 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, ROOT, metrics, relative_error, write_project
+from conftest import GOLDEN, ROOT, metrics, relative_error, script_environment, write_project
 
 import train
 from elmo_jax import __main__ as tools
@@ -119,7 +118,7 @@ for platform in ("tpu", "cuda"):
 @pytest.mark.slow
 def test_the_step_compiles_for_tpu_and_cuda():
     """As far as that goes without one: the step of 8 devices lowers for both."""
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT), "ELMO_GOLDEN": "nowhere"}
+    environment = script_environment(8) | {"PYTHONPATH": str(ROOT), "ELMO_GOLDEN": "nowhere"}
     done = subprocess.run([sys.executable, "-c", LOWER], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["tpu 8 True", "cuda 8 True"]
@@ -132,7 +131,11 @@ def test_fine_tuning_improves_perplexity_on_new_text(tmp_path):
     if not english.is_dir():
         pytest.skip(f"no text at {english}")
     run = lambda *options: subprocess.run(
-        [sys.executable, "train.py", "tiny", *map(str, options)], cwd=ROOT, check=True, capture_output=True
+        [sys.executable, "train.py", "tiny", *map(str, options)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        env=script_environment(),
     )
     run("--workdir", tmp_path / "first", "--train.steps", 100)
     text = ["--data.train", english / "train-00000-of-00010.txt", "--data.heldout", english / "heldout.txt"]
