@@ -13,7 +13,7 @@ from elmo_jax.errors import InputError
 from elmo_jax.model import zero_state
 from elmo_jax.training import TrainState
 from elmo_jax.vocabulary import Vocabulary
-from elmo_jax.weights import weight_names, weight_shapes, write_folder
+from elmo_jax.weights import misfits, weight_names, weight_shapes, write_folder
 from elmo_jax.workdir import Workdir
 
 
@@ -81,12 +81,7 @@ def read_tensorflow(folder: epath.Path, shapes: dict[str, tuple[int, ...]]) -> t
     except Exception as error:  # TensorFlow reports damage as ValueError, OpError, RuntimeError or DataLossError
         raise InputError(f"{folder} has no whole TensorFlow checkpoint ({error})") from None
     wanted = {f"lm/{name}{slot}": shape for name, shape in shapes.items() for slot in ("", "/Adagrad")}
-    problems = [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in arrays]
-    problems += [
-        f"{name} is {arrays[name].shape}, expected {shape}"
-        for name, shape in wanted.items()
-        if name in arrays and arrays[name].shape != shape
-    ]
+    problems = misfits(arrays, wanted)
     if problems:
         raise InputError(f"the checkpoint in {folder} does not fit its options.json: {'; '.join(problems)}")
     values, slots = ({name: arrays[f"lm/{name}{slot}"] for name in shapes} for slot in ("", "/Adagrad"))

@@ -169,9 +169,14 @@ def take_own_rows(tree: Any) -> Any:
 
 
 def row_checksums(tree: Any) -> list[int]:
-    """CRC-32 of each of all processes' rows, given this process' NumPy arrays [rows, ..]."""
+    """CRC-32 of each of this process' rows, given its NumPy arrays [rows, ..]."""
     leaves = jax.tree.leaves(tree)
-    own = np.zeros(len(leaves[0]), np.uint32)
+    checksums = [0] * len(leaves[0])
     for leaf in leaves:
-        own[:] = [zlib.crc32(np.ascontiguousarray(row), int(crc)) for row, crc in zip(leaf, own, strict=True)]
-    return np.ravel(multihost_utils.process_allgather(own)).tolist()
+        checksums = [zlib.crc32(np.ascontiguousarray(row), crc) for row, crc in zip(leaf, checksums, strict=True)]
+    return checksums
+
+
+def from_all(values: list[int]) -> list[int]:
+    """What every process has for its rows, in the order of all rows; every process calls it."""
+    return np.ravel(multihost_utils.process_allgather(np.array(values, np.uint32))).tolist()

@@ -76,17 +76,21 @@ def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
     return {name.replace("/RNN/LSTMCell/", "/RNN/MultiRNNCell/Cell0/LSTMCell/"): item for name, item in found.items()}
 
 
+def misfits(found: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """Which of the expected arrays are missing or misshapen, one phrase each."""
+    problems = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in found]
+    for name, shape in shapes.items():
+        if name in found and found[name].shape != shape:
+            problems.append(f"{name} is {found[name].shape}, expected {shape}")
+    return problems
+
+
 def _read(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """The arrays of a file, which must have just these names and shapes."""
     with open_hdf5(path) as file:
         found = _datasets(file)
-        problems = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in found]
+        problems = misfits(found, shapes)
         problems += [f"not known: {name} {item.shape}" for name, item in found.items() if name not in shapes]
-        problems += [
-            f"{name} is {found[name].shape}, expected {shape}"
-            for name, shape in shapes.items()
-            if name in found and found[name].shape != shape
-        ]
         if problems:
             raise InputError(f"{path} does not fit the model of its options.json: {'; '.join(problems)}")
         return {name: found[name][()].astype(np.float32) for name in shapes}
