@@ -144,10 +144,6 @@ class Checkpoints:
         """Step of the newest checkpoint."""
         return self.manager.latest_step()
 
-    def best(self) -> int | None:
-        """Step of the checkpoint with the lowest held-out perplexity."""
-        return self.manager.best_step()
-
     def close(self) -> None:
         """Waits until everything is written."""
         try:

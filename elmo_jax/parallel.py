@@ -79,7 +79,7 @@ def stop_requested(step: int) -> bool:
 
 
 def is_distributed() -> bool:
-    """Whether this process has joined others, or could have."""
+    """Whether `initialize` has joined this process to others (it may be the only one of its cluster)."""
     return jax.distributed.is_initialized()
 
 

@@ -25,8 +25,13 @@ import elmo_jax
 import embed
 import train
 from elmo_jax import __main__ as tools
+from elmo_jax.corpus import Corpus, sentences
+from elmo_jax.embedding import warm_state
+from elmo_jax.evaluation import evaluator
+from elmo_jax.model import zero_state
+from elmo_jax.streams import LanguageModelStream, word_table
 from elmo_jax.vocabulary import Vocabulary
-from elmo_jax.weights import write_arrays
+from elmo_jax.weights import read_folder, write_arrays
 
 
 @pytest.fixture(scope="module")
@@ -162,12 +167,22 @@ def test_perplexity(project, capsys, state):
     arguments = ["perplexity", "--model", str(project / "run"), "--input", str(project / "heldout.txt")]
     tools.main([*arguments, "--state", state, "--batch_size", "8", "--window", "5"])
     words = capsys.readouterr().out.split()
-    measured = [line["heldout_perplexity"] for line in metrics(project / "run") if "heldout_perplexity" in line][-1]
     assert words[-1] == state
-    if state == "carry":
-        assert abs(float(words[1]) - measured) < 1e-3
-    else:
-        assert 0.5 < float(words[1]) / measured < 2
+    folder = read_folder(project / "run", with_softmax=True)
+    text = Corpus(sentences([str(project / "heldout.txt")], "TEXT"), folder.vocabulary)
+    encode = word_table(text, folder.model).__getitem__
+    parameters = {"bilm": folder.parameters, "softmax": folder.softmax}
+    starts = {"carry": None, "zero": zero_state(folder.model), "warm": warm_state(folder)}
+    evaluate = evaluator(folder.model)
+    expected = {
+        name: evaluate(parameters, LanguageModelStream(text, 8, 5, encode, devices=4, passes=1), start).both
+        for name, start in starts.items()
+    }
+    errors = {name: abs(float(words[1]) - value) for name, value in expected.items()}
+    assert min(errors, key=errors.get) == state
+    assert errors[state] < 1e-3
+    measured = [line["heldout_perplexity"] for line in metrics(project / "run") if "heldout_perplexity" in line]
+    assert abs(expected["carry"] / measured[-1] - 1) < 1e-5
 
 
 def test_nearest(project, tmp_path, capsys):
