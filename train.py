@@ -259,6 +259,7 @@ class Termination:
 @exit_on_bad_input
 def main(argv: list[str]) -> None:
     arguments = parse(argv)
+    parallel.keep_compiled()
     parallel.initialize(arguments.distributed)
     try:
         run(arguments)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from elmo_jax.config import Precision
 from elmo_jax.convert import convert as convert_checkpoint
 from elmo_jax.corpus import Corpus, WordCounts, sentences
-from elmo_jax.embedding import warm_state
+from elmo_jax.embedding import start_state
 from elmo_jax.errors import InputError, exit_on_bad_input
 from elmo_jax.evaluation import evaluator
 from elmo_jax.files import matching
@@ -90,7 +90,11 @@ def perplexity(
     parameters = replicate({"bilm": folder.parameters, "softmax": folder.softmax})
     encode = word_table(corpus, folder.model).__getitem__
     batches = LanguageModelStream(corpus, batch_size, window, encode, devices=devices, passes=1)
-    start = {"carry": lambda: None, "zero": lambda: zero_state(folder.model), "warm": lambda: warm_state(folder)}
+    start = {
+        "carry": lambda: None,
+        "zero": lambda: zero_state(folder.model),
+        "warm": lambda: start_state(folder, "warm"),
+    }
     evaluate = evaluator(folder.model, precision)
     result = evaluate(parameters, tqdm(batches, "perplexity", unit=" windows", leave=False), start[state]())
     print(

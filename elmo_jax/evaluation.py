@@ -39,8 +39,8 @@ def evaluation_step(
     softmax = parameters["softmax"]
     bilm = BiLM(model, len(softmax["weight"]), precision)
     reset = None if start is None else batch.reset
-    inputs = batch.words, batch.count, batch.forward, batch.backward, lstm_state, reset, start
-    activations, lstm_state = bilm.apply({"params": parameters["bilm"]}, *inputs)
+    inputs = batch.words, batch.count, batch.forward, batch.backward, lstm_state
+    activations, lstm_state = bilm.apply({"params": parameters["bilm"]}, *inputs, reset=reset, start=start)
     losses = [
         full_softmax_loss(
             hidden.reshape(-1, hidden.shape[-1]), softmax["weight"], softmax["bias"], targets.reshape(-1), precision

@@ -143,6 +143,7 @@ def lstm(
     state: LSTMState,
     reset: jax.Array | None,
     start: LSTMState | None,
+    used: jax.Array | None,
     model: ModelConfig,
     precision: Precision,
 ) -> tuple[jax.Array, LSTMState]:
@@ -150,13 +151,14 @@ def lstm(
 
     z = [x; h] W + b, split into i, j, f, o (TensorFlow's order); c = clip(σ(f + 1) c + σ(i) tanh(j));
     h = clip((σ(o) tanh(c)) Wp) is output and recurrent. The 1 is not in the stored bias. Where `reset` [T, B] is
-    true, the state before the position is `start` (cell [D], hidden [P]). One joined product in the scan: on CPU
-    faster than x W hoisted out of it, which writes and reads back a large buffer.
+    true, the state before the position is `start` (cell [D], hidden [P]). Positions that are not `used` [T] cost
+    nothing: their output is zero, the state stays. One joined product in the scan: on CPU faster than x W hoisted
+    out of it, which writes and reads back a large buffer.
     """
     kernel, bias, projection = parameters["kernel"], parameters["bias"][None], parameters.get("projection")
 
     def step(state, at):
-        x, begins = at
+        x, begins, _ = at
         if begins is not None:
             state = jax.tree.map(lambda old, new: jnp.where(begins[:, None], new[None], old), state, start)
         z = matmul(jnp.concatenate([x, state.hidden], -1), kernel, precision) + bias
@@ -167,7 +169,11 @@ def lstm(
             hidden = clip(matmul(hidden, projection, precision), model.projection_clip)
         return LSTMState(cell, hidden), hidden
 
-    state, outputs = lax.scan(step, state, (inputs, reset))
+    def step_if_used(state, at):
+        skip = lambda state, at: (state, jnp.zeros_like(at[0]))
+        return lax.cond(at[2], step, skip, state, at)
+
+    state, outputs = lax.scan(step if used is None else step_if_used, state, (inputs, reset, used))
     return outputs, state
 
 
@@ -229,7 +235,14 @@ class LSTM(nn.Module):
     precision: Precision = "float32"
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, state: LSTMState, reset: jax.Array | None, start: LSTMState | None):
+    def __call__(
+        self,
+        inputs: jax.Array,
+        state: LSTMState,
+        reset: jax.Array | None = None,
+        start: LSTMState | None = None,
+        used: jax.Array | None = None,
+    ) -> tuple[jax.Array, LSTMState]:
         """inputs [T, B, P], state → outputs [T, B, P], state; see `lstm`."""
         cell_dim, projection_dim = self.model.cell_dim, self.model.projection_dim
         parameters = {
@@ -238,4 +251,4 @@ class LSTM(nn.Module):
         }
         if projection_dim != cell_dim:
             parameters["projection"] = self.param("projection", glorot_uniform(), (cell_dim, projection_dim))
-        return lstm(parameters, inputs, state, reset, start, self.model, self.precision)
+        return lstm(parameters, inputs, state, reset, start, used, self.model, self.precision)

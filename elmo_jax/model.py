@@ -5,18 +5,19 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.layers import LSTM, CharacterCNN, LSTMState, WordTable
 
-DIRECTIONS = ("forward", "backward")
 # Of each direction, each layer's state.
 State = tuple[tuple[LSTMState, ...], tuple[LSTMState, ...]]
 
 
 def zero_state(model: ModelConfig, *rows: int) -> State:
-    """Zeros for every direction and layer: cell [*rows, D], hidden [*rows, P]."""
-    layer = LSTMState(jnp.zeros((*rows, model.cell_dim)), jnp.zeros((*rows, model.projection_dim)))
+    """Zeros for every direction and layer: NumPy arrays cell [*rows, D], hidden [*rows, P]."""
+    shapes = (*rows, model.cell_dim), (*rows, model.projection_dim)
+    layer = LSTMState(*(np.zeros(shape, np.float32) for shape in shapes))
     return ((layer,) * model.layers,) * 2
 
 
@@ -27,49 +28,63 @@ class BiLM(nn.Module):
     vocabulary_size: int = 0  # used by models without characters
     precision: Precision = "float32"
 
-    @nn.compact
+    def setup(self):
+        model = self.model
+        if model.input == "characters":
+            self.words = CharacterCNN(model, self.precision)
+        else:
+            self.words = WordTable(self.vocabulary_size, model.projection_dim)
+        self.forward = [LSTM(model, self.precision) for _ in range(model.layers)]
+        self.backward = [LSTM(model, self.precision) for _ in range(model.layers)]
+
     def __call__(
+        self, words: jax.Array, count: jax.Array, forward: jax.Array, backward: jax.Array, state: State, **options
+    ) -> tuple[jax.Array, State]:
+        """Reads a window, given the spelling of its words.
+
+        words     [U, C] character ids, or [U] vocabulary ids, of the window's distinct words
+        count     [] how many of the U words the window has
+
+        The other arguments and the result are those of `read`.
+        """
+        vectors = self.words(words, count) if self.model.input == "characters" else self.words(words)
+        return self.read(vectors, forward, backward, state, **options)
+
+    def read(
         self,
-        words: jax.Array,
-        count: jax.Array,
+        vectors: jax.Array,
         forward: jax.Array,
         backward: jax.Array,
         state: State,
         reset: jax.Array | None = None,
         start: State | None = None,
+        used: jax.Array | None = None,
         dropout: Callable[[int, jax.Array], jax.Array] | None = None,
     ) -> tuple[jax.Array, State]:
-        """Reads a window.
+        """Reads a window, given word vectors.
 
-        words     [U, C] character ids, or [U] vocabulary ids, of the window's distinct words
-        count     [] how many of the U words the window has
+        vectors   [U, P] word vectors
         forward   [B, T] which of the words each position of a forward row reads; `backward` likewise
         state     where the rows stand; the state after the window is returned
         reset     [B, T] true where the state becomes `start` (no row axis) before the position; None: nowhere
+        used      [T] false where no row has a word: the position is left out; None: all are read
         dropout   (number of the place, x [T, B, P]) → x, called on every LSTM layer's input
 
         Returns activations [2, L + 1, B, T, P]: of each direction the word vectors, then each layer's output.
         """
-        model = self.model
-        if model.input == "characters":
-            vectors = CharacterCNN(model, self.precision, name="words")(words, count)
-        else:
-            vectors = WordTable(self.vocabulary_size, model.projection_dim, name="words")(words)
+        reset = None if reset is None else reset.T
         activations, new_state = [], []
-        for direction, (name, numbers) in enumerate(zip(DIRECTIONS, (forward, backward), strict=True)):
+        directions = (self.forward, forward), (self.backward, backward)
+        for direction, (lstms, numbers) in enumerate(directions):
             outputs = [vectors[numbers.T]]  # [T, B, P]
             states = []
-            for layer in range(model.layers):
+            for layer, lstm in enumerate(lstms):
                 inputs = outputs[-1]
                 if dropout is not None:
-                    inputs = dropout(direction * model.layers + layer, inputs)
-                output, layer_state = LSTM(model, self.precision, name=f"{name}_{layer}")(
-                    inputs,
-                    state[direction][layer],
-                    None if reset is None else reset.T,
-                    None if reset is None else start[direction][layer],
-                )
-                if model.skip_connections and layer > 0:
+                    inputs = dropout(direction * self.model.layers + layer, inputs)
+                begin = None if start is None else start[direction][layer]
+                output, layer_state = lstm(inputs, state[direction][layer], reset, begin, used)
+                if self.model.skip_connections and layer > 0:
                     output = output + inputs  # as in bilm-tf, inputs after dropout; the recurrent output is without
                 outputs.append(output)
                 states.append(layer_state)

@@ -6,6 +6,7 @@ sentence that does not fit into a window goes on in the next one, in the same ro
 """
 
 import heapq
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -16,25 +17,29 @@ from elmo_jax.corpus import Corpus
 from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, PADDING
 
 
-class Segment(NamedTuple):
-    """The part of a sentence that lies in one window: positions [start, start + length) of the row."""
+class Segments(NamedTuple):
+    """The parts of sentences that lie in one window, arrays with an entry for each.
 
-    row: int
-    start: int
-    sentence: int
-    offset: int  # positions of the sentence that earlier windows hold
-    length: int
-    last: bool  # the sentence ends in this window
+    A part takes the positions [start, start + length) of its row. Of its sentence, which takes `total` positions,
+    earlier windows hold the first `offset`.
+    """
+
+    row: np.ndarray
+    start: np.ndarray
+    sentence: np.ndarray
+    offset: np.ndarray
+    length: np.ndarray
+    total: np.ndarray
+
+    def places(self, window: int) -> np.ndarray:
+        """Where all their positions lie in an array [rows · window]."""
+        return ranges(self.row * window + self.start, self.length)
 
 
-class Placed(NamedTuple):
-    """A sentence in a row: it takes [start, start + length), counted from the next window; start < 0: began before."""
-
-    row: int
-    start: int
-    sentence: int
-    length: int
-    taken: int  # positions that all sentences taken from the queue before this one take together
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """starts[0], starts[0] + 1, .. (lengths[0] numbers), then starts[1], .., and so on."""
+    ends = np.cumsum(lengths)
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
 
 
 class Rows:
@@ -55,46 +60,48 @@ class Rows:
         held: Sequence[tuple[int, int, int]] = (),
         ahead: int | None = None,
     ):
-        self.window, self.queue, self.in_turn, self.ahead = window, queue, in_turn, ahead
+        self.rows, self.window, self.queue, self.in_turn, self.ahead = rows, window, queue, in_turn, ahead
+        self.begin = 0  # position where the next window begins
         self.sentences = self.taken = 0  # sentences taken from the queue, positions that they take
-        self.ends = [0] * rows  # where each row is free, counted from the start of the next window
-        self.placed: list[Placed] = []
+        # A line for each sentence not read whole: row, position where it begins, number, length, `taken` before it.
+        self.placed = np.empty((0, 5), np.int64)
+        self.free = [(0, row) for row in range(rows)]  # where each row is free: a heap, or in_turn in order of rows
         for row, (sentence, offset, length) in enumerate(held):
-            self.ends[row] = length - offset
+            self.free[row] = length - offset, row
             if offset < length:
-                self.placed.append(Placed(row, -offset, sentence, length, 0))
+                self.placed = np.append(self.placed, [(row, -offset, sentence, length, 0)], 0)
+        if not in_turn:
+            heapq.heapify(self.free)
 
-    def __next__(self) -> list[Segment]:
-        """The segments of the next window, of each row in order."""
-        ends, window = self.ends, self.window
-        free = [(end, row) for row, end in enumerate(ends)]
-        heapq.heapify(free)
-        while free[0][0] < window:
-            if self.ahead is not None and self.placed and self.taken - self.placed[0].taken > self.ahead:
+    def __next__(self) -> Segments:
+        """The segments of the next window, in the order in which their sentences were taken."""
+        end, free, taken = self.begin + self.window, self.free, []
+        if not self.in_turn and free[0][0] < self.begin:  # rows have been idle
+            free[:] = sorted((max(place, self.begin), row) for place, row in free)
+        oldest = self.placed[0, 4] if len(self.placed) else self.taken
+        while (min(free) if self.in_turn else free[0])[0] < end:
+            if self.ahead is not None and self.taken - oldest > self.ahead:
                 break
             sentence, length = next(self.queue, (None, 0))
             if sentence is None:
                 break
-            row = self.sentences % len(ends) if self.in_turn else free[0][1]
-            self.placed.append(Placed(row, ends[row], sentence, length, self.taken))
+            place, row = free[self.sentences % self.rows if self.in_turn else 0]
+            place = max(place, self.begin)
+            taken.append((row, place, sentence, length, self.taken))
             self.sentences, self.taken = self.sentences + 1, self.taken + length
-            ends[row] += length
             if self.in_turn:
-                free = [(min(ends), row)]
+                free[row] = place + length, row
             else:
-                heapq.heapreplace(free, (ends[row], row))
-        if not self.placed:
+                heapq.heapreplace(free, (place + length, row))
+        if taken:
+            self.placed = np.concatenate([self.placed, np.array(taken, np.int64)])
+        if not len(self.placed):
             raise StopIteration
-        segments, later = [], []
-        for placed in self.placed:
-            row, start, sentence, length, _ = placed
-            if start < window:
-                first, last = max(start, 0), min(start + length, window)
-                segments.append(Segment(row, first, sentence, first - start, last - first, start + length <= window))
-            if start + length > window:
-                later.append(placed._replace(start=start - window))
-        self.placed = later
-        self.ends = [max(end - window, 0) for end in ends]
+        row, place, sentence, length, _ = self.placed[self.placed[:, 1] < end].T
+        first, stop = np.maximum(place, self.begin), np.minimum(place + length, end)
+        segments = Segments(row, first - self.begin, sentence, first - place, stop - first, length)
+        self.placed = self.placed[self.placed[:, 1] + self.placed[:, 3] > end]
+        self.begin = end
         return segments
 
     def __iter__(self) -> "Rows":
@@ -105,21 +112,21 @@ class Rows:
 
         Only for an endless queue and rows not filled in turn: then no row holds more than one sentence.
         """
-        held = [(0, 0, 0)] * len(self.ends)
-        for row, start, sentence, length, _ in self.placed:
-            held[row] = (sentence, -start, length)
+        held = [(0, 0, 0)] * self.rows
+        for row, place, sentence, length, _ in self.placed.tolist():
+            held[row] = (sentence, self.begin - place, length)
         return held
 
 
 class Batch(NamedTuple):
-    """A window for n devices with b = B / n rows each, ready for the model.
+    """A training window for n devices with b = B / n rows each, ready for the model.
 
     words     [n, U, C] uint16 character ids, or [n, U] int32 ids in the vocabulary, of each device's distinct words
     count     [n] int32: how many of the U words there are; U itself depends only on the window's shape
     forward   [n, b, T] int32: which of the words each position of a forward row reads
     backward  [n, b, T] int32: the same for the backward rows
     reset     [n, b, T] bool: a sentence begins here
-    targets   [n, 2, b, T] int32 ids to predict, forward and backward; None at inference
+    targets   [n, 2, b, T] int32 ids to predict, forward and backward
     mask      [n, b, T] bool: there is a word here
     """
 
@@ -128,19 +135,19 @@ class Batch(NamedTuple):
     forward: np.ndarray
     backward: np.ndarray
     reset: np.ndarray
-    targets: np.ndarray | None
+    targets: np.ndarray
     mask: np.ndarray
 
 
 def character_width(characters: np.ndarray, widest_filter: int) -> int:
-    """How many of the C columns of [.., U, C] character ids the char CNN must see: 16, 24, 32 or all C.
+    """How many of the C columns of [U, C] character ids the char CNN must see: 16, 24, 32 or all C.
 
     The CNN takes a maximum over positions, so with one window of nothing but padding for the widest filter, more
     padding changes no bit (a word that nearly fills all C columns has none, and is left as it is).
     """
-    used = np.flatnonzero((characters != PADDING).reshape(-1, characters.shape[-1]).any(0))[-1] + 1
-    wide_enough = (width for width in (16, 24, 32) if used + widest_filter <= width < characters.shape[-1])
-    return next(wide_enough, characters.shape[-1])
+    used = np.flatnonzero((characters != PADDING).any(0))[-1] + 1
+    wide_enough = (width for width in (16, 24, 32) if used + widest_filter <= width < characters.shape[1])
+    return next(wide_enough, characters.shape[1])
 
 
 def word_table(corpus: Corpus, model: ModelConfig) -> np.ndarray:
@@ -151,34 +158,21 @@ def word_table(corpus: Corpus, model: ModelConfig) -> np.ndarray:
     return np.ascontiguousarray(characters[:, : character_width(characters, model.widest_filter)])
 
 
-def lay_out(segments: list[Segment], shape: tuple[int, int], read: Callable[[int, int, int], tuple]) -> np.ndarray:
-    """Word numbers int32 [2, B, T] of a window, forward and backward; 0 where no sentence lies.
-
-    `read(sentence, offset, length)` gives those of a part of a sentence, read left to right and right to left.
-    """
-    numbers = np.zeros((2, *shape), np.int32)
-    for row, start, sentence, offset, length, _ in segments:
-        numbers[:, row, start : start + length] = read(sentence, offset, length)
-    return numbers
-
-
 def make_batch(
-    segments: list[Segment],
     inputs: np.ndarray,
+    targets: np.ndarray,
+    reset: np.ndarray,
+    mask: np.ndarray,
     devices: int,
     encode: Callable[[np.ndarray], np.ndarray],
-    targets: np.ndarray | None = None,
 ) -> Batch:
     """Splits rows among devices and numbers each device's distinct words.
 
-    inputs, targets [2, B, T] word types; `encode` turns types [n, U] into the model's words [n, U, C] or [n, U].
+    inputs [2, B, T] word types, targets [2, B, T] ids, reset and mask [B, T]; `encode` turns types [n, U] into the
+    model's words [n, U, C] or [n, U].
     """
-    rows, window = inputs.shape[1:]
-    mask, reset = np.zeros((rows, window), bool), np.zeros((rows, window), bool)
-    for row, start, _, offset, length, _ in segments:
-        mask[row, start : start + length] = True
-        reset[row, start] = offset == 0
-    of_device = inputs.reshape(2, devices, -1, window).swapaxes(0, 1)  # [n, 2, b, T]
+    split = lambda array: array.reshape(*array.shape[:-2], devices, -1, array.shape[-1])
+    of_device = split(inputs).swapaxes(0, 1)  # [n, 2, b, T]
     found = [np.unique(part, return_inverse=True) for part in of_device]
     size = of_device[0].size
     types = np.stack([np.pad(types, (0, size - len(types)), mode="edge") for types, _ in found])
@@ -188,9 +182,9 @@ def make_batch(
         count=np.array([len(types) for types, _ in found], np.int32),
         forward=numbers[:, 0],
         backward=numbers[:, 1],
-        reset=reset.reshape(devices, -1, window),
-        targets=None if targets is None else targets.reshape(2, devices, -1, window).swapaxes(0, 1),
-        mask=mask.reshape(devices, -1, window),
+        reset=split(reset),
+        targets=split(targets).swapaxes(0, 1),
+        mask=split(mask),
     )
 
 
@@ -242,68 +236,125 @@ class LanguageModelStream:
         """Where the next batch starts: the next sentence (counted over all epochs) and what each row still holds."""
         return {"sentence": self.sentence, "rows": [list(row) for row in self.rows.position()]}
 
-    def read(self, sentence: int, offset: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Word types of a part of a sentence in both reading orders."""
-        types = self.corpus.types[self.corpus.starts[sentence] : self.corpus.starts[sentence + 1]]
-        return types[offset : offset + length], types[::-1][offset : offset + length]
-
     def __iter__(self) -> "LanguageModelStream":
         return self
 
     def __next__(self) -> Batch:
-        segments = [part._replace(row=part.row - self.own.start) for part in next(self.rows) if part.row in self.own]
-        inputs = lay_out(segments, self.shape, self.read)
-        targets = lay_out(segments, self.shape, lambda sentence, offset, size: self.read(sentence, offset + 1, size))
-        return make_batch(segments, inputs, self.devices, self.encode, self.corpus.targets(targets))
+        segments = next(self.rows)
+        if len(self.own) < self.rows.rows:
+            own = (segments.row >= self.own.start) & (segments.row < self.own.stop)
+            segments = Segments(*(array[own] for array in segments))
+            segments = segments._replace(row=segments.row - self.own.start)
+        types, starts = self.corpus.types, self.corpus.starts
+        # Of every position where it lies, and the place of its word in the corpus for either direction.
+        places = segments.places(self.shape[1])
+        forward = ranges(starts[segments.sentence] + segments.offset, segments.length)
+        backward = -ranges(segments.offset - starts[segments.sentence + 1] + 1, segments.length)
+        inputs, targets = np.zeros((2, 2, *self.shape), np.int32)
+        for direction, (source, ahead) in enumerate(((forward, 1), (backward, -1))):
+            inputs[direction].flat[places] = types[source]
+            targets[direction].flat[places] = types[source + ahead]
+        mask, reset = np.zeros((2, *self.shape), bool)
+        mask.flat[places] = True
+        reset[segments.row, segments.start] = segments.offset == 0
+        return make_batch(inputs, self.corpus.targets(targets), reset, mask, self.devices, self.encode)
+
+
+class Window(NamedTuple):
+    """A window of inference for n devices: b rows of each, of which the r that hold words are read.
+
+    rows      [n, r] int32: which of the device's b rows are read
+    forward   [n, r, T] int32: number of the word that each position of a forward row reads
+    backward  [n, r, T] int32: the same for the backward rows
+    reset     [n, r, T] bool: a sentence begins here
+    used      [n, T] bool: any row has a word here; None: yes, everywhere
+    """
+
+    rows: np.ndarray
+    forward: np.ndarray
+    backward: np.ndarray
+    reset: np.ndarray
+    used: np.ndarray | None
+
+
+def longest_first_at_end(sentences: Iterable[Sequence[str]], ahead: int) -> Iterator[tuple[int, Sequence[str]]]:
+    """Numbers sentences; when no more than `ahead` tokens are left, gives out the longest first.
+
+    Then the rows end at nearly the same place.
+    """
+    held, tokens = deque(), 0
+    for item in enumerate(sentences):
+        held.append(item)
+        tokens += len(item[1])
+        while tokens > ahead:
+            tokens -= len(held[0][1])
+            yield held.popleft()
+    yield from sorted(held, key=lambda item: -len(item[1]))
 
 
 class SentenceStream:
-    """Sentences as windows for inference: each takes n + 2 positions, <S> and </S> are read by both directions.
+    """Sentences as windows for inference.
 
-    Iterating yields a batch and the segments that say which sentence each of its positions belongs to. `encode`
-    turns a list of U words into character ids [U, C] or vocabulary ids [U]. Holds only sentences not yet read whole.
-    `in_turn` and `ahead` as in Rows; `idle_rows` empty rows follow the `rows` that are filled, so that devices can
-    have equally many.
+    `sentences` yields (number, tokens). A sentence of n tokens takes n positions, or with `boundaries` n + 2: then
+    <S> and </S> are read by both directions. Iterating yields the segments of a window and the words of their
+    positions, [forward, backward] lists in the order of `Segments.places`. Holds only sentences not yet read whole.
+    `in_turn` and `ahead` as in Rows.
     """
 
     def __init__(
         self,
-        sentences: Iterable[Sequence[str]],
+        sentences: Iterable[tuple[int, Sequence[str]]],
         rows: int,
         window: int,
-        encode: Callable[[list[str]], np.ndarray],
         *,
-        devices: int = 1,
-        idle_rows: int = 0,
+        boundaries: bool,
         in_turn: bool = False,
         ahead: int | None = None,
     ):
-        self.sentences, self.encode, self.devices = sentences, encode, devices
-        self.shape = rows + idle_rows, window
+        self.sentences, self.boundaries = sentences, boundaries
         self.unread: dict[int, list[str]] = {}
         self.rows = Rows(rows, window, self.queue(), in_turn, ahead=ahead)
 
     def queue(self) -> Iterator[tuple[int, int]]:
-        for number, tokens in enumerate(self.sentences):
-            self.unread[number] = [BEGIN_SENTENCE, *tokens, END_SENTENCE]
-            yield number, len(tokens) + 2
+        for number, tokens in self.sentences:
+            self.unread[number] = [BEGIN_SENTENCE, *tokens, END_SENTENCE] if self.boundaries else tokens
+            yield number, len(self.unread[number])
 
     def __iter__(self) -> "SentenceStream":
         return self
 
-    def __next__(self) -> tuple[Batch, list[Segment]]:
+    def __next__(self) -> tuple[Segments, tuple[list[str], list[str]]]:
         segments = next(self.rows)
-        types: dict[str, int] = {}
-
-        def read(sentence: int, offset: int, length: int) -> tuple[list[int], list[int]]:
-            words = self.unread[sentence]
+        forward: list[str] = []
+        backward: list[str] = []
+        for sentence, offset, length, total in zip(*(array.tolist() for array in segments[2:]), strict=True):
+            words = self.unread[sentence] if offset + length < total else self.unread.pop(sentence)
             end = len(words) - offset
-            orders = words[offset : offset + length], words[end - length : end][::-1]
-            return tuple([types.setdefault(word, len(types)) for word in order] for order in orders)
+            forward += words[offset : offset + length]
+            backward += words[end - length : end][::-1]
+        return segments, (forward, backward)
 
-        inputs = lay_out(segments, self.shape, read)
-        words = self.encode(list(types))
-        for segment in segments:
-            if segment.last:
-                del self.unread[segment.sentence]
-        return make_batch(segments, inputs, self.devices, words.__getitem__), segments
+
+def make_window(
+    segments: Segments, numbers: np.ndarray, shape: tuple[int, int, int], sizes: Sequence[int]
+) -> tuple[Window, Segments]:
+    """Lays the numbers of words [2, positions] of a window out for `shape` = (n devices, b rows of each, T positions).
+
+    Leaves out rows without words where that makes a smaller one of the `sizes` do. Returns the window, and the
+    segments with `row` counted among the n · r rows that are left.
+    """
+    devices, rows, window = shape
+    active = np.zeros((devices, rows), bool)
+    active.flat[segments.row] = True
+    size = next(size for size in sizes if size >= active.sum(1).max())
+    order = np.argsort(~active, 1, kind="stable")  # rows with words first
+    place = np.argsort(order, 1) + np.arange(devices)[:, None] * size  # of each row among those that are left
+    segments = segments._replace(row=place.ravel()[segments.row])
+    places = segments.places(window)
+    laid_out = np.zeros((2, devices, size, window), np.int32)
+    laid_out.reshape(2, -1)[:, places] = numbers
+    reset, used = np.zeros((devices, size, window), bool), np.zeros((devices, window), bool)
+    begins = (segments.offset == 0) & (segments.length > 0)
+    reset.reshape(-1, window)[segments.row[begins], segments.start[begins]] = True
+    used[places // (size * window), places % window] = True
+    return Window(order[:, :size].astype(np.int32), *laid_out, reset, None if used.all() else used), segments

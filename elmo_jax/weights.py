@@ -14,7 +14,7 @@ from elmo_jax.config import ModelConfig, read_options, to_options
 from elmo_jax.errors import InputError
 from elmo_jax.files import reading, writing
 from elmo_jax.layers import HIGHWAY
-from elmo_jax.model import DIRECTIONS, init_bilm
+from elmo_jax.model import init_bilm
 from elmo_jax.vocabulary import Vocabulary
 
 # Name in the file → path in the parameters. Arrays are the same on both sides: shapes, order of gates, and the forget
@@ -39,7 +39,7 @@ def weight_names(model: ModelConfig) -> Names:
         if model.filter_dim != model.projection_dim:
             names["CNN_proj/W_proj"] = "words", "projection_kernel"
             names["CNN_proj/b_proj"] = "words", "projection_bias"
-    for number, direction in enumerate(DIRECTIONS):
+    for number, direction in enumerate(("forward", "backward")):
         for layer in range(model.layers):
             prefix = f"RNN_{number}/RNN/MultiRNNCell/Cell{layer}/LSTMCell"
             names[f"{prefix}/W_0"] = f"{direction}_{layer}", "kernel"

@@ -4,6 +4,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the time goes into compiling small programs: half of it without LLVM's optimisations. XLA's own stay, and
 # what runs the scripts as processes (`script_environment`) runs them as users do.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+import contextlib
 import json
 import tempfile
 from pathlib import Path
@@ -40,7 +41,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 def script_environment(devices: int = 1) -> dict[str, str]:
     """Environment for a script in a process of its own."""
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_COMPILATION_CACHE_DIR": compiled.name}
     flags = environment.pop("XLA_FLAGS").replace("--xla_backend_optimization_level=0", "").strip()
     return environment | ({"XLA_FLAGS": flags} if flags else {})
 
@@ -133,6 +134,25 @@ def same_file(one, other):
         first.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
         assert names
         return all((first[name][()] == second[name][()]).all() for name in names)
+
+
+_compiled: list[str] = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, _, **about: "jaxpr_to_mlir" in event and _compiled.append(about.get("fun_name", event))
+)
+
+
+@pytest.fixture
+def compilations():
+    """`with compilations() as names:` collects the names of the programs that are compiled."""
+
+    @contextlib.contextmanager
+    def collect():
+        before, names = len(_compiled), []
+        yield names
+        names += _compiled[before:]
+
+    return collect
 
 
 @pytest.fixture

@@ -65,7 +65,8 @@ def embed(sentence, weights, options):
     lstm = options["lstm"]
     words = ["<S>", *sentence, "</S>"]
     if "char_cnn" in options:
-        vectors = [word_vector(word, weights, options) for word in words]
+        spelled = {word: word_vector(word, weights, options) for word in set(words)}
+        vectors = [spelled[word] for word in words]
     else:
         vectors = [weights["embedding"][options["vocabulary"].index(word)] for word in words]
     halves = []

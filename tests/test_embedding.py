@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 import json
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import numpy as np
@@ -12,14 +13,20 @@ from conftest import SENTENCES, SMALL, TOLERANCE, random_weights, relative_error
 import elmo_jax
 from elmo_jax import Mix, embedding
 from elmo_jax.config import ModelConfig, to_options
+from elmo_jax.embedding import WordVectors
 from elmo_jax.errors import InputError
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import write_arrays
 
 
 @pytest.fixture(scope="module")
-def elmo(tmp_path_factory):
-    return elmo_jax.load(write_random_model(tmp_path_factory.mktemp("model"), SMALL))
+def folder(tmp_path_factory):
+    return write_random_model(tmp_path_factory.mktemp("model"), SMALL)
+
+
+@pytest.fixture(scope="module")
+def elmo(folder):
+    return elmo_jax.load(folder)
 
 
 def largest_error(found, expected):
@@ -132,6 +139,70 @@ def test_carried_state_over_rows_that_devices_do_not_divide(elmo):
     assert largest_error(found, [expected[i % 5][i // 5] for i in range(len(found))]) < 1e-6
 
 
+def test_carried_state_waits_unchanged(elmo, monkeypatch):
+    """A row that has nothing to read while another reads a long sentence keeps its state."""
+    monkeypatch.setattr(embedding, "AHEAD", 1)
+    sentences = [["long"] * 2000, *([["short", "one"]] * 101)]
+    found = elmo.embed(sentences, state="carry", batch_size=2)
+    for row in (0, 1):
+        assert largest_error(found[row::2], elmo.embed(sentences[row::2], state="carry", batch_size=1)) < 1e-6
+
+
+def test_a_word_has_the_same_vector_in_any_company(elmo):
+    """Bit for bit, whatever other words are new with it, and after it has been forgotten."""
+    words = [f"{'x' * (number % 11)}{number}" for number in range(400)]
+
+    def vectors(table, words):
+        places = table.places(words)
+        return np.asarray(table.table)[places]
+
+    together = vectors(WordVectors(elmo.model, elmo._words, 512), words)
+    few = WordVectors(elmo.model, elmo._words, 64)
+    for word, expected in zip(words, together, strict=True):
+        assert (vectors(few, [word])[0] == expected).all()
+    assert (vectors(few, words[:64]) == together[:64]).all()
+    assert len(few.place) + len(few.free) == 64
+
+
+def test_words_used_last_are_kept(elmo):
+    table = WordVectors(elmo.model, elmo._words, 16)
+    table.places(["kept", *(f"old{number}" for number in range(14))])
+    place = table.places(["kept"])
+    table.places([f"new{number}" for number in range(15)])
+    assert table.places(["kept"]) == place
+    assert "old3" not in table.place
+    assert len(table.place) == 16
+
+
+def test_few_places_for_words_change_nothing(elmo, monkeypatch):
+    sentences = [[f"w{number % 97}" for number in range(first, first + 9)] for first in range(0, 4000, 7)]
+    expected = elmo.embed(sentences)
+    monkeypatch.setattr(embedding, "CACHED_WORDS", 1)
+    monkeypatch.setattr(elmo, "_vectors", None)
+    assert all((one == other).all() for one, other in zip(elmo.embed(sentences), expected, strict=True))
+
+
+def test_a_second_call_compiles_nothing(elmo, folder, compilations):
+    elmo.embed(SENTENCES)
+    for again in (
+        lambda: elmo.embed(SENTENCES[::-1]),
+        lambda: elmo.embed([[f"{word}s" for word in sentence] for sentence in SENTENCES]),
+        lambda: elmo_jax.load(folder).embed(SENTENCES),
+    ):
+        with compilations() as compiled:
+            again()
+        assert not compiled
+
+
+def test_threads_share_a_model(elmo):
+    sentences = [[f"{name}{number}" for number in range(9)] for name in "abcdefgh" for _ in range(40)]
+    expected = elmo.embed(sentences, batch_size=8)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: elmo.embed(sentences, batch_size=8), range(4)))
+    for one in found:
+        assert all((array == other).all() for array, other in zip(one, expected, strict=True))
+
+
 def test_layers(elmo):
     layers = elmo.embed(SENTENCES, layers="all")
     assert [array.shape for array in layers] == [(3, len(sentence), 14) for sentence in SENTENCES]
@@ -157,7 +228,10 @@ def test_mix_with_layer_norm(elmo, boundaries):
 
 def test_boundaries(elmo):
     without, with_them = elmo.embed(SENTENCES), elmo.embed(SENTENCES, boundaries=True)
-    assert all((short == long[1:-1]).all() for short, long in zip(without, with_them, strict=True))
+    assert largest_error(without, [array[1:-1] for array in with_them]) < 1e-6
+    for state in ("zero", "carry"):
+        found, whole = (elmo.embed(SENTENCES, state=state, boundaries=boundaries) for boundaries in (False, True))
+        assert largest_error(found, [array[1:-1] for array in whole]) < 1e-6
 
 
 def test_strings_are_split_at_spaces(elmo):
@@ -203,6 +277,20 @@ def test_a_long_sentence_holds_back_the_others(elmo, monkeypatch):
     first = next(vectors)
     assert read < (3002 + 3 * 8 * embedding.WINDOW) / 4
     assert largest_error([first, *vectors], elmo.embed(sentences, state="zero", batch_size=1)) < 1e-6
+
+
+@pytest.mark.slow
+def test_a_sentence_of_100_000_tokens(elmo, tmp_path):
+    """Exact to the last position, in memory that is little beside the vectors themselves."""
+    generator = np.random.default_rng(0)
+    sentence = [f"w{number}" for number in generator.integers(0, 500, 100_000)]
+    tracemalloc.start()
+    (found,) = elmo.embed([sentence], layers="all", state="zero", boundaries=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    expected = numpy_elmo.embed(sentence, random_weights(SMALL), to_options(SMALL))
+    assert relative_error(found, expected) < TOLERANCE
+    assert peak < 3 * found.nbytes
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,9 @@ def recorded_batch(trace, step, devices):
         encode = spellings[:, 0].astype(np.int32).__getitem__
     else:
         encode = spellings.astype(np.uint16).__getitem__
-    return make_batch([], numbers.reshape(ids.shape).astype(np.int32), devices, encode, targets.astype(np.int32))
+    unused = np.zeros(ids.shape[1:], bool)
+    numbers, targets = numbers.reshape(ids.shape).astype(np.int32), targets.astype(np.int32)
+    return make_batch(numbers, targets, unused, unused, devices, encode)
 
 
 def characters(trace):

@@ -44,7 +44,7 @@ def test_reset_starts_anew():
     start = jax.tree.map(lambda leaf: 0.3 * jnp.ones(leaf.shape), zero_state(SMALL))
     reset = np.zeros((2, 6), bool)
     reset[0, 2] = True
-    found, _ = apply(parameters, words, count, forward, backward, state, reset, start)
+    found, _ = apply(parameters, words, count, forward, backward, state, reset=reset, start=start)
     carried, _ = apply(parameters, words, count, forward, backward, state)
     rows = jax.tree.map(lambda leaf: jnp.tile(leaf[None], (2, 1)), start)
     anew, _ = apply(parameters, words, count, forward[:, 2:], backward[:, 2:], rows)

@@ -26,7 +26,7 @@ import embed
 import train
 from elmo_jax import __main__ as tools
 from elmo_jax.corpus import Corpus, sentences
-from elmo_jax.embedding import warm_state
+from elmo_jax.embedding import start_state
 from elmo_jax.evaluation import evaluator
 from elmo_jax.model import zero_state
 from elmo_jax.streams import LanguageModelStream, word_table
@@ -116,6 +116,21 @@ def test_words_without_characters_train_and_embed(project, tmp_path):
     assert (known[0, 1] != unknown[0, 1]).any()
 
 
+def test_programs_are_compiled_once_for_all_runs(project, tmp_path):
+    """embed.py leaves its programs in the user's cache folder, where the next process finds them."""
+    (tmp_path / "text.txt").write_text("one sentence")
+    command = ["embed.py", "--model", project / "run", "--input", tmp_path / "text.txt", "--output"]
+    environment = script_environment() | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    del environment["JAX_COMPILATION_CACHE_DIR"]
+    entries = []
+    for name in ("first.hdf5", "second.hdf5"):
+        subprocess.run([sys.executable, *command, tmp_path / name], cwd=ROOT, env=environment, check=True)
+        entries.append({path.name for path in (tmp_path / "cache" / "elmo_jax").glob("*-cache")})
+    assert entries[0]
+    assert entries[0] == entries[1]
+    assert same_file(tmp_path / "first.hdf5", tmp_path / "second.hdf5")
+
+
 def test_embed_writes_the_published_format(project, tmp_path, capsys):
     output = tmp_path / "vectors.hdf5"
     text = tmp_path / "text.txt.gz"
@@ -172,7 +187,7 @@ def test_perplexity(project, capsys, state):
     text = Corpus(sentences([str(project / "heldout.txt")], "TEXT"), folder.vocabulary)
     encode = word_table(text, folder.model).__getitem__
     parameters = {"bilm": folder.parameters, "softmax": folder.softmax}
-    starts = {"carry": None, "zero": zero_state(folder.model), "warm": warm_state(folder)}
+    starts = {"carry": None, "zero": zero_state(folder.model), "warm": start_state(folder, "warm")}
     evaluate = evaluator(folder.model)
     expected = {
         name: evaluate(parameters, LanguageModelStream(text, 8, 5, encode, devices=4, passes=1), start).both

@@ -5,7 +5,16 @@ import pytest
 from conftest import SENTENCES, SMALL
 
 from elmo_jax.corpus import Corpus
-from elmo_jax.streams import LanguageModelStream, Rows, SentenceStream, character_width, word_table
+from elmo_jax.streams import (
+    LanguageModelStream,
+    Rows,
+    Segments,
+    SentenceStream,
+    character_width,
+    longest_first_at_end,
+    make_window,
+    word_table,
+)
 from elmo_jax.vocabulary import PADDING, Vocabulary, character_ids
 
 VOCABULARY = Vocabulary(["<S>", "</S>", "<UNK>", *"abcdefgh"])
@@ -13,33 +22,50 @@ TEXT = [list(line) for line in ("abc", "dx", "e", "fghabcdyf", "gh", "ab", "zcab
 
 
 def lay(lengths, rows, window, **options):
-    return [[tuple(s) for s in segments] for segments in Rows(rows, window, enumerate(lengths), **options)]
+    """Of every window its segments: (row, start, sentence, offset, length, total)."""
+    windows = Rows(rows, window, enumerate(lengths), **options)
+    return [list(zip(*(array.tolist() for array in segments), strict=True)) for segments in windows]
 
 
 def test_a_sentence_goes_to_the_row_that_is_free_first():
     assert lay([3, 5, 2, 1], rows=2, window=4) == [
-        [(0, 0, 0, 0, 3, True), (1, 0, 1, 0, 4, False), (0, 3, 2, 0, 1, False)],
-        [(1, 0, 1, 4, 1, True), (0, 0, 2, 1, 1, True), (0, 1, 3, 0, 1, True)],
+        [(0, 0, 0, 0, 3, 3), (1, 0, 1, 0, 4, 5), (0, 3, 2, 0, 1, 2)],
+        [(1, 0, 1, 4, 1, 5), (0, 0, 2, 1, 1, 2), (0, 1, 3, 0, 1, 1)],
     ]
 
 
 def test_sentences_in_turn():
     windows = lay([9, 1, 1, 1], rows=2, window=4, in_turn=True)
-    placed = {(s[2], s[0]) for window in windows for s in window}
+    placed = {(sentence, row) for window in windows for row, _, sentence, *_ in window}
     assert placed == {(0, 0), (1, 1), (2, 0), (3, 1)}
-    assert windows[2] == [(0, 0, 0, 8, 1, True), (0, 1, 2, 0, 1, True)]
+    assert windows[2] == [(0, 0, 0, 8, 1, 9), (0, 1, 2, 0, 1, 1)]
+
+
+def test_an_empty_sentence_takes_no_position():
+    assert lay([2, 0, 1], rows=1, window=4) == [[(0, 0, 0, 0, 2, 2), (0, 2, 1, 0, 0, 0), (0, 2, 2, 0, 1, 1)]]
+
+
+def test_rows_that_waited_go_on_where_the_window_begins():
+    """Row 1 takes no more once 16 positions have been taken, until sentence 0 has been read whole."""
+    windows = lay([11, 3, 3, 3, 3], rows=2, window=4, ahead=16)
+    assert [[segment[:3] for segment in window if segment[3] == 0] for window in windows] == [
+        [(0, 0, 0), (1, 0, 1), (1, 3, 2)],
+        [],
+        [],
+        [(0, 0, 3), (1, 0, 4)],
+    ]
 
 
 @pytest.mark.parametrize("window", [1, 4, 50])
 def test_every_position_of_every_sentence_is_there_once(window):
-    lengths = np.random.default_rng(0).integers(1, 20, 100).tolist()
+    lengths = np.random.default_rng(0).integers(0, 20, 100).tolist()
     seen = np.zeros((100, 20), int)
     for segments in Rows(7, window, enumerate(lengths)):
         filled = np.zeros((7, window), int)
-        for row, start, sentence, offset, length, last in segments:
-            filled[row, start : start + length] += 1
+        np.add.at(filled.ravel(), segments.places(window), 1)
+        for _, _, sentence, offset, length, total in zip(*segments, strict=True):
             seen[sentence, offset : offset + length] += 1
-            assert last == (offset + length == lengths[sentence])
+            assert total == lengths[sentence]
         assert filled.max() == 1
     assert (seen == (np.arange(20) < np.array(lengths)[:, None])).all()
 
@@ -48,8 +74,8 @@ def test_the_order_of_sentences_does_not_depend_on_the_window():
     lengths = np.random.default_rng(0).integers(1, 20, 100).tolist()
     where = []
     for window in (1, 4, 50):
-        windows = enumerate(Rows(7, window, enumerate(lengths)))
-        begins = [(s.sentence, s.row, number * window + s.start) for number, w in windows for s in w if s.offset == 0]
+        windows = enumerate(lay(lengths, 7, window))
+        begins = [(s, row, number * window + start) for number, w in windows for row, start, s, at, *_ in w if at == 0]
         where.append(sorted(begins))
     assert where[0] == where[1] == where[2]
 
@@ -121,25 +147,48 @@ def test_a_saved_position_goes_on_exactly():
     assert batches.position() == resumed.position()
 
 
-def test_sentence_stream_reads_boundaries_in_both_directions():
-    words = SentenceStream(SENTENCES, 2, 8, np.array, devices=2)
-    forward, backward = {}, {}
-    for batch, segments in words:
-        for row, start, sentence, _, length, _ in segments:
-            at = np.s_[row, 0, start : start + length]
-            forward.setdefault(sentence, []).extend(batch.words[row][batch.forward[at]])
-            backward.setdefault(sentence, []).extend(batch.words[row][batch.backward[at]])
-    for number, sentence in enumerate(SENTENCES):
-        whole = ["<S>", *sentence, "</S>"]
-        assert forward[number] == whole
-        assert backward[number] == whole[::-1]
-    assert not words.unread
+@pytest.mark.parametrize("boundaries", [False, True])
+def test_a_sentence_stream_reads_sentences_in_both_directions(boundaries):
+    stream = SentenceStream(enumerate(SENTENCES), 4, 8, boundaries=boundaries)
+    found = [[[], []] for _ in SENTENCES]
+    for segments, words in stream:
+        numbers = np.arange(len(words[0])), np.arange(len(words[0]))
+        window, laid_out = make_window(segments, np.stack(numbers), (2, 2, 8), [1, 2])
+        size = window.rows.shape[1]
+        for row, start, sentence, _, length, _ in zip(*laid_out, strict=True):
+            device, own = divmod(row, size)
+            for direction, places in enumerate((window.forward, window.backward)):
+                found[sentence][direction] += [
+                    words[direction][place] for place in places[device, own, start : start + length]
+                ]
+    for sentence, (forward, backward) in zip(SENTENCES, found, strict=True):
+        whole = ["<S>", *sentence, "</S>"] if boundaries else sentence
+        assert forward == whole
+        assert backward == whole[::-1]
+    assert not stream.unread
 
 
-def test_idle_rows_stay_empty():
-    batch, segments = next(SentenceStream(SENTENCES, 3, 8, np.array, devices=2, idle_rows=1))
-    assert batch.mask.shape == (2, 2, 8)
-    assert max(segment.row for segment in segments) == 2
+def test_a_window_leaves_out_rows_without_words():
+    """Of two devices with three rows, rows 1 and 5 hold words: one row of each is left."""
+    segments = Segments(*np.array([(5, 1, 0, 0, 2, 9), (1, 0, 1, 3, 1, 4)]).T)
+    window, left = make_window(segments, np.array([[7, 8, 9], [4, 5, 6]]), (2, 3, 4), [1, 2, 3])
+    assert window.rows.tolist() == [[1], [2]]
+    assert window.forward.tolist() == [[[9, 0, 0, 0]], [[0, 7, 8, 0]]]
+    assert window.backward.tolist() == [[[6, 0, 0, 0]], [[0, 4, 5, 0]]]
+    assert window.reset.tolist() == [[[False] * 4], [[False, True, False, False]]]
+    assert window.used.tolist() == [[True, False, False, False], [False, True, True, False]]
+    assert left.row.tolist() == [1, 0]
+
+
+def test_a_full_window_has_no_position_to_leave_out():
+    segments = Segments(*np.array([(0, 0, 0, 0, 4, 4), (2, 0, 1, 0, 3, 3)]).T)
+    assert make_window(segments, np.ones((2, 7)), (1, 3, 4), [1, 2, 3])[0].used is None
+
+
+def test_the_end_of_a_text_is_read_longest_sentences_first():
+    sentences = [["w"] * length for length in (1, 5, 2, 3, 1, 4)]
+    assert [number for number, _ in longest_first_at_end(sentences, 8)] == [0, 1, 2, 5, 3, 4]
+    assert [number for number, _ in longest_first_at_end(sentences, 99)] == [1, 5, 3, 2, 0, 4]
 
 
 @pytest.mark.parametrize(("rows", "window", "size"), [(3, 4, 24), (10, 40, 800)])
