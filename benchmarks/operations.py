@@ -1,0 +1,33 @@
+"""Multiplications and additions that the model cannot do without (a product [M, K] · [K, N] takes 2MKN)."""
+
+from collections.abc import Iterable
+
+from elmo_jax.config import ModelConfig
+
+
+def of_lstms(model: ModelConfig) -> int:
+    """The products of all LSTM layers of both directions at one position."""
+    projection = model.projection_dim * model.cell_dim if model.projection_dim != model.cell_dim else 0
+    return 2 * model.layers * 2 * (2 * model.projection_dim * 4 * model.cell_dim + projection)
+
+
+def of_word(model: ModelConfig, characters: int) -> int:
+    """The products of the char CNN for a word of so many characters (begin and end of word included).
+
+    As many positions are counted as the widest filter needs to see padding and nothing else once: more change nothing.
+    """
+    columns = min(characters + model.widest_filter, model.max_characters)
+    convolutions = sum(
+        (columns - width + 1) * width * model.character_dim * filters for width, filters in model.filters
+    )
+    highways = model.highway_layers * 2 * model.filter_dim**2
+    projection = model.filter_dim * model.projection_dim if model.filter_dim != model.projection_dim else 0
+    return 2 * (convolutions + highways + projection)
+
+
+def of_text(model: ModelConfig, sentences: Iterable[list[str]]) -> int:
+    """What embedding a text takes: the LSTMs at each token, the char CNN for each distinct word."""
+    sentences = list(sentences)
+    words = {word for sentence in sentences for word in sentence}
+    spelled = sum(of_word(model, min(len(word.encode()) + 2, model.max_characters)) for word in words)
+    return spelled + of_lstms(model) * sum(map(len, sentences))

@@ -1,0 +1,80 @@
+"""The systems that benchmarks compare: processes that answer requests, asked in turn; the machine; the results."""
+
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from elmo_jax.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
+
+
+class System:
+    """A worker process (workers/*.py) that runs one system at one precision."""
+
+    def __init__(self, name: str, precision: str, python: Path, script: str, *arguments: str):
+        if not python.exists():
+            raise InputError(f"there is no {python}; `make peers` sets up the environments of the peers")
+        self.name, self.precision = name, precision
+        # A cache of compiled programs would hide what compiling costs.
+        environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false", "TF_CPP_MIN_LOG_LEVEL": "2"}
+        command = [python, "-W", "ignore", ROOT / "benchmarks" / "workers" / script, *arguments]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+        )
+
+    def ask(self, request: str, **arguments):
+        """The worker's answer."""
+        try:
+            self.process.stdin.write(json.dumps({"do": request, **arguments}) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{self.name} ({self.precision}) died; what it said is above")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def python_of(peer: str) -> Path:
+    """The interpreter of a peer's environment (`make peers`); this project's own is the one that runs."""
+    return Path(sys.executable) if peer == "elmo_jax" else ROOT / ".peers" / peer / "bin" / "python"
+
+
+def machine() -> dict[str, str]:
+    """What the benchmark ran on, as far as it matters."""
+    device = jax.local_devices()[0]
+    about = {"device": device.device_kind, "python": platform.python_version(), "jax": jax.__version__}
+    if device.platform == "cpu":
+        text = Path("/proc/cpuinfo").read_text()
+        model = re.search(r"model name\s*: (.*)", text)
+        flags = re.search(r"flags\s*: (.*)", text)[1].split()
+        instructions = next((name for name in INSTRUCTIONS if name in flags), "")
+        about["device"] = f"{model[1] if model else 'CPU'}, {len(os.sched_getaffinity(0))} cores, {instructions}"
+    return about | {"date": datetime.date.today().isoformat()}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, least and largest."""
+    return {"median": float(np.median(values)), "min": min(values), "max": max(values)}
+
+
+def save(path: Path, result: dict) -> None:
+    """Writes a result as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"wrote {path}")

@@ -1,0 +1,64 @@
+"""Worker: this project. Arguments: model folder, text, precision."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import jax
+import numpy as np
+from serve import peak_memory, sentences_of, serve, timed
+
+import elmo_jax
+
+folder, text, precision = sys.argv[1:]
+sentences = sentences_of(text)
+compiled = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **_: "backend_compile" in event and compiled.append(seconds)
+)
+
+
+def embed(some):
+    """Throws the vectors away; a new model each time, so that no word vector is known before."""
+    elmo = elmo_jax.load(folder)
+    elmo._lstms(precision)  # weights are on the device before the clock starts, as the peers' are
+
+    def read():
+        for _ in elmo.embed_iter(some, state="zero", precision=precision):
+            pass
+
+    return timed(read)
+
+
+def run():
+    before = len(compiled)
+    seconds = embed(sentences)
+    return {"seconds": seconds, "compilations": len(compiled) - before, "compile_seconds": sum(compiled[before:])}
+
+
+def latency(warm_up, measured):
+    """Seconds of each of the first `measured` sentences alone, after the last `warm_up` ones."""
+    elmo = elmo_jax.load(folder)
+    for sentence in sentences[-warm_up:]:
+        elmo.embed([sentence], state="zero", precision=precision)
+    before = len(compiled)
+    one = lambda sentence: timed(lambda: elmo.embed([sentence], state="zero", precision=precision))
+    return {"seconds": [one(sentence) for sentence in sentences[:measured]], "compilations": len(compiled) - before}
+
+
+def vectors(count, path):
+    found = elmo_jax.load(folder).embed(sentences[:count], state="zero", precision=precision)
+    np.save(path, np.concatenate(found))
+
+
+def about():
+    return {"elmo_jax": elmo_jax.__version__, "jax": jax.__version__, "device": jax.local_devices()[0].device_kind}
+
+
+def memory():
+    statistics = jax.local_devices()[0].memory_stats()
+    return statistics["peak_bytes_in_use"] if statistics else peak_memory()
+
+
+serve({"run": run, "latency": latency, "vectors": vectors, "about": about, "memory": memory})
