@@ -142,6 +142,12 @@ def clip(x: jax.Array, limit: float | None) -> jax.Array:
     return x if limit is None else jnp.clip(x, -limit, limit)
 
 
+def transposed(x: jax.Array) -> jax.Array:
+    """x [T, B, K] → [K, T · B] as an array of its own: a transposition folded into a product may halve its speed."""
+    return lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def lstm(
     parameters: dict,
     inputs: jax.Array,
@@ -157,29 +163,108 @@ def lstm(
     z = [x; h] W + b, split into i, j, f, o (TensorFlow's order); c = clip(σ(f + 1) c + σ(i) tanh(j));
     h = clip((σ(o) tanh(c)) Wp) is output and recurrent. The 1 is not in the stored bias. Where `reset` [T, B] is
     true, the state before the position is `start` (cell [D], hidden [P]). Positions that are not `used` [T] cost
-    nothing: their output is zero, the state stays. One joined product in the scan: on CPU faster than x W hoisted
-    out of it, which writes and reads back a large buffer.
+    nothing: their output is zero, the state stays (not for training). One joined product in the scan: on CPU faster
+    than x W hoisted out of it, which writes and reads back a large buffer.
     """
-    kernel, bias, projection = parameters["kernel"], parameters["bias"][None], parameters.get("projection")
+    outputs, _, state = _lstm_scan(parameters, inputs, state, reset, start, used, model, precision, keep=False)
+    return outputs, state
+
+
+def _lstm_scan(parameters, inputs, state, reset, start, used, model, precision, keep):
+    """Outputs [T, B, P], if `keep` what the backward pass needs of every position, and the state."""
+    parameters = {name: array.astype("float32" if name == "bias" else precision) for name, array in parameters.items()}
 
     def step(state, at):
         x, begins, _ = at
         if begins is not None:
             state = jax.tree.map(lambda old, new: jnp.where(begins[:, None], new[None], old), state, start)
-        z = matmul(jnp.concatenate([x, state.hidden], -1), kernel, precision) + bias
+        z = product(jnp.concatenate([x, state.hidden], -1), parameters["kernel"], precision) + parameters["bias"][None]
         i, j, f, o = jnp.split(z, 4, -1)
-        cell = clip(sigmoid(f + 1) * state.cell + sigmoid(i) * jnp.tanh(j), model.cell_clip)
-        hidden = sigmoid(o) * jnp.tanh(cell)
-        if projection is not None:  # as in TensorFlow, the output is clipped only if it is projected
-            hidden = clip(matmul(hidden, projection, precision), model.projection_clip)
-        return LSTMState(cell, hidden), hidden
+        i, j, f, o = sigmoid(i), jnp.tanh(j), sigmoid(f + 1), sigmoid(o)
+        cell = clip(f * state.cell + i * j, model.cell_clip)
+        hidden = o * jnp.tanh(cell)
+        if "projection" in parameters:  # as in TensorFlow, the output is clipped only if it is projected
+            hidden = clip(product(hidden, parameters["projection"], precision), model.projection_clip)
+        kept = (jnp.concatenate([i, j, f, o], -1).astype(precision), cell) if keep else None
+        return LSTMState(cell, hidden), (hidden, kept)
 
     def step_if_used(state, at):
-        skip = lambda state, at: (state, jnp.zeros_like(at[0]))
+        skip = lambda state, at: (state, (jnp.zeros_like(at[0]), None))
         return lax.cond(at[2], step, skip, state, at)
 
-    state, outputs = lax.scan(step if used is None else step_if_used, state, (inputs, reset, used))
-    return outputs, state
+    state, (outputs, kept) = lax.scan(step if used is None else step_if_used, state, (inputs, reset, used))
+    return outputs, kept, state
+
+
+def _lstm_forward(parameters, inputs, state, reset, start, used, model, precision):
+    if used is not None:
+        raise NotImplementedError("positions can be left out at inference only")
+    outputs, kept, end = _lstm_scan(parameters, inputs, state, reset, start, None, model, precision, keep=True)
+    return (outputs, end), (parameters, inputs, state, reset, start, outputs, kept)
+
+
+def _lstm_backward(model, precision, saved, gradient):
+    """Back through time; the weights' gradients are products over all positions, after the scan.
+
+    In the scan, as autodiff has them, they would be read and written again at every position.
+    """
+    parameters, inputs, state, reset, start, outputs, (gates, cells) = saved
+    kernel = parameters["kernel"].astype(precision)
+    projection = parameters["projection"].astype(precision) if "projection" in parameters else None
+
+    def before(initial, after, begin):
+        """What each position found: [T, B, ..]."""
+        found = jnp.concatenate([initial[None], after[:-1]])
+        return found if reset is None else jnp.where(reset[:, :, None], begin[None, None], found)
+
+    cells_before = before(state.cell, cells, start and start.cell)
+    hidden_before = before(state.hidden, outputs, start and start.hidden)
+    within = lambda x, limit: jnp.ones_like(x) if limit is None else (jnp.abs(x) < limit).astype(jnp.float32)
+
+    def step(carry, at):
+        (of_cell, of_hidden), of_start = carry
+        of_output, output, kept, cell, cell_before, begins = at
+        i, j, f, o = jnp.split(kept.astype(jnp.float32), 4, -1)
+        of_hidden = of_hidden + of_output
+        of_unprojected = of_hidden
+        if projection is not None:
+            of_hidden = of_hidden * within(output, model.projection_clip)
+            of_unprojected = product(of_hidden, projection.T, precision)
+        tanh = jnp.tanh(cell)
+        of_cell = (of_cell + of_unprojected * o * (1 - tanh * tanh)) * within(cell, model.cell_clip)
+        of_z = [
+            of_cell * j * i * (1 - i),
+            of_cell * i * (1 - j * j),
+            of_cell * cell_before * f * (1 - f),
+            of_unprojected * tanh * o * (1 - o),
+        ]
+        of_z = jnp.concatenate(of_z, -1).astype(precision)
+        of_x, of_hidden_before = jnp.split(product(of_z, kernel.T, precision), 2, -1)
+        of_before = LSTMState(of_cell * f, of_hidden_before)
+        if begins is not None:
+            from_start = jax.tree.map(lambda g: jnp.where(begins[:, None], g, 0.0), of_before)
+            of_start = jax.tree.map(lambda total, g: total + g.sum(0), of_start, from_start)
+            of_before = jax.tree.map(lambda g: jnp.where(begins[:, None], 0.0, g), of_before)
+        return (of_before, of_start), (of_x, of_z, of_hidden)
+
+    of_outputs, of_end = gradient
+    of_start = jax.tree.map(jnp.zeros_like, start)
+    positions = of_outputs, outputs, gates, cells, cells_before, reset
+    (of_state, of_start), (of_inputs, of_z, of_hidden) = lax.scan(step, (of_end, of_start), positions, reverse=True)
+    flat = lambda x: x.reshape(-1, x.shape[-1])
+    read = jnp.concatenate([inputs, hidden_before], -1).astype(precision)
+    of_parameters = {
+        "kernel": product(transposed(read), flat(of_z), precision),
+        "bias": flat(of_z).astype(jnp.float32).sum(0),
+    }
+    if projection is not None:
+        output_gate = gates[..., -cells.shape[-1] :].astype(jnp.float32)
+        unprojected = (output_gate * jnp.tanh(cells)).astype(precision)
+        of_parameters["projection"] = product(transposed(unprojected), flat(of_hidden), precision)
+    return of_parameters, of_inputs, of_state, None, of_start, None
+
+
+lstm.defvjp(_lstm_forward, _lstm_backward)
 
 
 HIGHWAY = ("transform_kernel", "transform_bias", "carry_kernel", "carry_bias")

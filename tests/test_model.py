@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT, SMALL, TOLERANCE, relative_error
 
 from elmo_jax.config import load_config
-from elmo_jax.layers import CHUNK, character_cnn, matmul, spelled_vectors
+from elmo_jax.layers import CHUNK, LSTMState, character_cnn, lstm, matmul, spelled_vectors
 from elmo_jax.model import BiLM, ScalarMix, init_bilm, scalar_mix, zero_state
 
 
@@ -52,6 +52,68 @@ def test_reset_starts_anew():
     assert relative_error(found[:, :, 0, :2], carried[:, :, 0, :2]) < 1e-6
     assert relative_error(found[:, :, 1], carried[:, :, 1]) < 1e-6
     assert relative_error(found[:, 1:, 0, 2:], carried[:, 1:, 0, 2:]) > 1e-2
+
+
+def plain_lstm(parameters, inputs, state, reset, start, model):
+    """The equations of `lstm`, a position at a time, for automatic differentiation."""
+    clip = lambda x, most: x if most is None else jnp.clip(x, -most, most)
+    cell, hidden = state
+    outputs = []
+    for x, begins in zip(inputs, reset, strict=True):
+        cell = jnp.where(begins[:, None], start.cell[None], cell)
+        hidden = jnp.where(begins[:, None], start.hidden[None], hidden)
+        z = jnp.concatenate([x, hidden], -1) @ parameters["kernel"] + parameters["bias"][None]
+        i, j, f, o = jnp.split(z, 4, -1)
+        cell = clip(jax.nn.sigmoid(f + 1) * cell + jax.nn.sigmoid(i) * jnp.tanh(j), model.cell_clip)
+        hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
+        if "projection" in parameters:
+            hidden = clip(hidden @ parameters["projection"], model.projection_clip)
+        outputs.append(hidden)
+    return jnp.stack(outputs), LSTMState(cell, hidden)
+
+
+UNCLIPPED = {"cell_clip": None, "projection_clip": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "precision", "limit"),
+    [
+        ({}, "float32", 1e-5),
+        ({"cell_clip": 0.3, "projection_clip": 0.2}, "float32", 1e-5),
+        (UNCLIPPED, "float32", 1e-5),
+        ({"cell_dim": 7}, "float32", 1e-5),
+        (UNCLIPPED, "bfloat16", 0.05),  # clipping turns rounding into steps
+    ],
+)
+def test_gradients_of_the_lstm_are_those_of_autodiff(changes, precision, limit):
+    """Of parameters, inputs, state and the state at resets; bfloat16 is as near as its rounding."""
+    model = dataclasses.replace(SMALL, **changes)
+    generator = np.random.default_rng(0)
+    normal = lambda *shape: jnp.asarray(generator.normal(size=shape), jnp.float32)
+    rows, positions, size, cell = 3, 5, model.projection_dim, model.cell_dim
+    parameters = {"kernel": normal(2 * size, 4 * cell), "bias": normal(4 * cell)}
+    if cell != size:
+        parameters["projection"] = normal(cell, size)
+    inputs = normal(positions, rows, size)
+    state, start = LSTMState(normal(rows, cell), normal(rows, size)), LSTMState(normal(cell), normal(size))
+    reset = jnp.asarray(generator.random((positions, rows)) < 0.3)
+    weights = normal(positions, rows, size), LSTMState(normal(rows, cell), normal(rows, size))
+
+    def gradients(function):
+        def weighted(parameters, inputs, state, start):
+            results = function(parameters, inputs, state, start)
+            return sum(
+                jnp.vdot(one, other)
+                for one, other in zip(jax.tree.leaves(results), jax.tree.leaves(weights), strict=True)
+            )
+
+        return jax.jit(jax.grad(weighted, (0, 1, 2, 3)))(parameters, inputs, state, start)
+
+    exact = gradients(lambda p, x, state, start: plain_lstm(p, x, state, reset, start, model))
+    found = gradients(lambda p, x, state, start: lstm(p, x, state, reset, start, None, model, precision))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
+        assert np.abs(other).max() > 0.01
+        assert relative_error(one, other) < limit
 
 
 @pytest.mark.parametrize("direction", [0, 1])

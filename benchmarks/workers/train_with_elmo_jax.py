@@ -1,0 +1,1 @@
+"""Worker: training by this project. Arguments: config, precision, text, vocabulary, rows, window, softmax."""
