@@ -26,8 +26,11 @@ class System:
         if not python.exists():
             raise InputError(f"there is no {python}; `make peers` sets up the environments of the peers")
         self.name, self.precision = name, precision
-        # A cache of compiled programs would hide what compiling costs.
-        environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false", "TF_CPP_MIN_LOG_LEVEL": "2"}
+        environment = os.environ | {
+            "JAX_ENABLE_COMPILATION_CACHE": "false",  # it would hide what compiling costs
+            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # large pages help every system
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+        }
         command = [python, "-W", "ignore", ROOT / "benchmarks" / "workers" / script, *arguments]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True

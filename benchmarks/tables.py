@@ -65,7 +65,27 @@ def embedding(result: dict) -> str:
     return markdown(heads, rows) + "\n" + note
 
 
-TABLES = {"embedding": embedding}
+def text_length(result: dict) -> str:
+    """The table of `benchmarks.text_length`."""
+    heads, rows = ["tokens", "tokens/s (min – max)", "ratio", "peak memory", "ratio", "programs compiled"], []
+    base = result["lengths"][0]
+    for row in result["lengths"]:
+        speed, memory = row["tokens_per_second"], row["peak_memory_bytes"]
+        rows.append(
+            [
+                f"{row['tokens']:,}",
+                f"{speed['median']:,.0f} ({speed['min']:,.0f} – {speed['max']:,.0f})",
+                f"{speed['median'] / base['tokens_per_second']['median']:.3f}",
+                f"{memory / GIB:.2f} GiB",
+                f"{memory / base['peak_memory_bytes']:.3f}",
+                f"{row['compilations']}",
+            ]
+        )
+    note = f"Config {result['config']}, {result['precision']}, {result['repeats']} rounds. {about(result)}.\n"
+    return markdown(heads, rows) + "\n" + note
+
+
+TABLES = {"embedding": embedding, "text_length": text_length}
 
 
 def table(path: Path) -> str:

@@ -15,7 +15,7 @@ from jax import lax
 from jax.nn.initializers import constant, glorot_uniform, normal, zeros
 
 from elmo_jax.config import ModelConfig, Precision
-from elmo_jax.vocabulary import CHARACTERS
+from elmo_jax.vocabulary import CHARACTERS, PADDING, character_widths
 
 # Distinct words that the char CNN takes at a time: bounds its memory, large enough for efficient products.
 CHUNK = 256
@@ -26,6 +26,17 @@ def product(x: jax.Array, y: jax.Array, precision: Precision) -> jax.Array:
     x, y = x.astype(precision), y.astype(precision)
     exact = lax.Precision.HIGHEST if precision == "float32" else lax.Precision.DEFAULT
     return jnp.matmul(x, y, precision=exact, preferred_element_type=jnp.float32)
+
+
+def transposed(x: jax.Array) -> jax.Array:
+    """x [.., K] → [K, N], N all other axes in one, as an array of its own.
+
+    XLA:CPU would fold a transposition into the product that reads it, at half the speed in bfloat16; it does not if
+    the axes that are joined were apart.
+    """
+    x = x.reshape(-1, x.shape[-1])
+    halves = x.reshape(2 - len(x) % 2, -1, x.shape[-1])
+    return lax.optimization_barrier(halves.transpose(2, 0, 1).reshape(x.shape[-1], -1))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -40,22 +51,16 @@ def _matmul_forward(x, weight, precision):
 
 def _matmul_backward(precision, saved, gradient):
     x, weight = saved
-    flat = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    of_weight = product(flat[0].T, flat[1], precision)
-    return product(gradient, weight.T, precision).astype(x.dtype), of_weight.astype(weight.dtype)
+    of_weight = product(transposed(x.astype(precision)), gradient.reshape(-1, gradient.shape[-1]), precision)
+    of_x = product(gradient, transposed(weight.astype(precision)), precision)
+    return of_x.astype(x.dtype), of_weight.astype(weight.dtype)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def highway(x, transform_kernel, transform_bias, carry_kernel, carry_bias, precision: Precision):
-    """Highway layer (Srivastava et al. 2015) [U, F] → [U, F]: g · relu(x Wt + bt) + (1 - g) · x, g = σ(x Wc + bc)."""
-    gate = jax.nn.sigmoid(matmul(x, carry_kernel, precision) + carry_bias[None])
-    return gate * jax.nn.relu(matmul(x, transform_kernel, precision) + transform_bias[None]) + (1 - gate) * x
-
-
-def spelled_vectors(parameters: dict, characters: jax.Array, model: ModelConfig, precision: Precision) -> jax.Array:
-    """Character ids [c, C] → word vectors [c, P] (Kim et al. 2015).
+def convolutions(parameters: dict, characters: jax.Array, model: ModelConfig, precision: Precision) -> jax.Array:
+    """Character ids [c, C] → features [c, F] (Kim et al. 2015).
 
     The maximum is over all positions, padding included: padding is a character with an embedding like any other.
     """
@@ -68,19 +73,75 @@ def spelled_vectors(parameters: dict, characters: jax.Array, model: ModelConfig,
         kernel = parameters[f"kernel_{number}"].reshape(-1, filters)
         scores = matmul(patches, kernel, precision)  # [c, positions, filters]
         features.append(activation(scores.max(1) + parameters[f"bias_{number}"][None]))
-    x = jnp.concatenate(features, -1)  # [c, F]
+    return jnp.concatenate(features, -1)
+
+
+def highways(parameters: dict, x: jax.Array, model: ModelConfig, precision: Precision) -> tuple[jax.Array, list]:
+    """Features [c, F] → word vectors [c, P], and what each highway layer read and made of it, for the backward pass.
+
+    Highway layer (Srivastava et al. 2015): g · relu(x Wt + bt) + (1 - g) · x, g = σ(x Wc + bc).
+    """
+    kept = []
     for number in range(model.highway_layers):
-        x = highway(x, *(parameters[f"{name}_{number}"] for name in HIGHWAY), precision)
+        transform_kernel, transform_bias, carry_kernel, carry_bias = (
+            parameters[f"{name}_{number}"] for name in HIGHWAY
+        )
+        gate = jax.nn.sigmoid(product(x, carry_kernel, precision) + carry_bias[None])
+        transformed = jax.nn.relu(product(x, transform_kernel, precision) + transform_bias[None])
+        kept.append((x, gate, transformed))
+        x = gate * transformed + (1 - gate) * x
+    kept.append(x)
     if "projection_kernel" in parameters:
-        x = matmul(x, parameters["projection_kernel"], precision) + parameters["projection_bias"][None]
-    return x
+        x = product(x, parameters["projection_kernel"], precision) + parameters["projection_bias"][None]
+    return x, kept
 
 
-def _chunks(characters: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Character ids [U, C] as chunks [k, c, C], and which chunks hold any of the first `count` words [k]."""
+def highways_gradients(
+    parameters: dict, kernels: dict, kept: list, gradient: jax.Array, precision: Precision
+) -> tuple[dict, jax.Array]:
+    """Gradients of the parameters of `highways` and of its features, given `kernels`: its kernels transposed."""
+    *layers, x = kept
+    found = {}
+    if "projection_kernel" in parameters:
+        found["projection_kernel"] = product(transposed(x), gradient, precision)
+        found["projection_bias"] = gradient.sum(0)
+        gradient = product(gradient, kernels["projection_kernel"], precision)
+    for number, (x, gate, transformed) in reversed(list(enumerate(layers))):
+        of_transform = jnp.where(transformed > 0, gradient * gate, 0.0)
+        of_carry = gradient * (transformed - x) * gate * (1 - gate)
+        gradient = gradient * (1 - gate)
+        for name, of_products in (("transform", of_transform), ("carry", of_carry)):
+            found[f"{name}_kernel_{number}"] = product(transposed(x), of_products, precision)
+            found[f"{name}_bias_{number}"] = of_products.sum(0)
+            gradient = gradient + product(of_products, kernels[f"{name}_kernel_{number}"], precision)
+    return found, gradient
+
+
+def _rounded(parameters: dict, precision: Precision) -> dict:
+    """The parameters with the kernels of `highways` in the precision of the products: once, not for each chunk."""
+    round_if = lambda name, array: array.astype(precision) if "_kernel" in name else array
+    return {name: round_if(name, array) for name, array in parameters.items()}
+
+
+def spelled_vectors(parameters: dict, characters: jax.Array, model: ModelConfig, precision: Precision) -> jax.Array:
+    """Character ids [c, C] → word vectors [c, P]."""
+    return highways(parameters, convolutions(parameters, characters, model, precision), model, precision)[0]
+
+
+def _chunks(
+    characters: jax.Array, count: jax.Array, model: ModelConfig
+) -> tuple[jax.Array, jax.Array, tuple[int, ...]]:
+    """Character ids [U, C] as chunks [k, c, C]; how many columns to read of each: 0 or the n-th of a few widths [k].
+
+    0 where a chunk holds none of the first `count` words.
+    """
     size = min(len(characters), CHUNK)
-    chunks = jnp.pad(characters, ((0, -len(characters) % size), (0, 0))).reshape(-1, size, characters.shape[1])
-    return chunks, np.arange(len(chunks), dtype=np.int32) * size < count
+    padding = (0, -len(characters) % size), (0, 0)
+    chunks = jnp.pad(characters, padding, constant_values=PADDING).reshape(-1, size, characters.shape[1])
+    widths = character_widths(characters.shape[1])
+    needed = jnp.minimum((chunks != PADDING).sum(-1).max(-1) + model.widest_filter, characters.shape[1])
+    choice = 1 + jnp.searchsorted(np.array(widths), needed)
+    return chunks, jnp.where(np.arange(len(chunks)) * size < count, choice, 0), widths
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -90,36 +151,58 @@ def character_cnn(
     """Vectors [U, P] of the first `count` [] of U words given as character ids [U, C].
 
     Goes over chunks of words and leaves out those behind `count`, so that one compiled program of one shape serves
-    every window, and keeps nothing of a chunk for the backward pass but its characters.
+    every window. Of each chunk only as many columns are read as its longest word needs, so words of like length
+    should lie together.
     """
+    return _cnn_scan(parameters, characters, count, model, precision, keep=False)[0]
+
+
+def _cnn_scan(parameters, characters, count, model, precision, keep):
+    """Vectors [U, P], and if `keep` what `highways` keeps of every chunk."""
+    rounded = _rounded(parameters, precision)
+    chunks, choices, widths = _chunks(characters, count, model)
+
+    def encode(characters):
+        features = convolutions(rounded, characters, model, precision)
+        vectors, kept = highways(rounded, features, model, precision)
+        return vectors, kept if keep else None
 
     def step(_, chunk):
-        encode = lambda characters: spelled_vectors(parameters, characters, model, precision)
-        nothing = lambda characters: jnp.zeros((len(characters), model.projection_dim))
-        return None, lax.cond(chunk[1], encode, nothing, chunk[0])
+        read = [lambda characters, width=width: encode(characters[:, :width]) for width in widths]
+        shapes = jax.eval_shape(read[-1], chunk[0])
+        nothing = lambda _: jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+        return None, lax.switch(chunk[1], [nothing, *read], chunk[0])
 
-    _, vectors = lax.scan(step, None, _chunks(characters, count))
-    return vectors.reshape(-1, model.projection_dim)[: len(characters)]
+    _, (vectors, kept) = lax.scan(step, None, (chunks, choices))
+    return vectors.reshape(-1, model.projection_dim)[: len(characters)], kept
 
 
 def _character_cnn_forward(parameters, characters, count, model, precision):
-    return character_cnn(parameters, characters, count, model, precision), (parameters, characters, count)
+    vectors, kept = _cnn_scan(parameters, characters, count, model, precision, keep=True)
+    return vectors, (parameters, characters, count, kept)
 
 
 def _character_cnn_backward(model, precision, saved, gradient):
-    parameters, characters, count = saved
-    chunks, used = _chunks(characters, count)
+    parameters, characters, count, kept = saved
+    rounded = _rounded(parameters, precision)
+    kernels = {name: transposed(array) for name, array in rounded.items() if "_kernel" in name}
+    chunks, choices, widths = _chunks(characters, count, model)
+    of_convolutions = {name: array for name, array in parameters.items() if name.split("_")[0] in CONVOLUTION}
 
     def step(total, chunk):
-        def add(total):
-            _, pull = jax.vjp(lambda parameters: spelled_vectors(parameters, chunk[0], model, precision), parameters)
-            return jax.tree.map(jnp.add, total, pull(chunk[2])[0])
+        def add(total, width):
+            characters, _, kept, gradient = chunk
+            found, gradient = highways_gradients(rounded, kernels, kept, gradient, precision)
+            features = lambda parameters: convolutions(parameters, characters[:, :width], model, precision)
+            found |= jax.vjp(features, of_convolutions)[1](gradient)[0]
+            return jax.tree.map(jnp.add, total, found)
 
-        return lax.cond(chunk[1], add, lambda total: total, total), None
+        branches = [lambda total: total, *(functools.partial(add, width=width) for width in widths)]
+        return lax.switch(chunk[1], branches, total), None
 
     padding = chunks.shape[0] * chunks.shape[1] - len(characters)
     gradients = jnp.pad(gradient, ((0, padding), (0, 0))).reshape(*chunks.shape[:2], -1)
-    total, _ = lax.scan(step, jax.tree.map(jnp.zeros_like, parameters), (chunks, used, gradients))
+    total, _ = lax.scan(step, jax.tree.map(jnp.zeros_like, parameters), (chunks, choices, kept, gradients))
     return total, None, None
 
 
@@ -140,11 +223,6 @@ def sigmoid(x: jax.Array) -> jax.Array:
 
 def clip(x: jax.Array, limit: float | None) -> jax.Array:
     return x if limit is None else jnp.clip(x, -limit, limit)
-
-
-def transposed(x: jax.Array) -> jax.Array:
-    """x [T, B, K] → [K, T · B] as an array of its own: a transposition folded into a product may halve its speed."""
-    return lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
@@ -185,7 +263,7 @@ def _lstm_scan(parameters, inputs, state, reset, start, used, model, precision, 
         hidden = o * jnp.tanh(cell)
         if "projection" in parameters:  # as in TensorFlow, the output is clipped only if it is projected
             hidden = clip(product(hidden, parameters["projection"], precision), model.projection_clip)
-        kept = (jnp.concatenate([i, j, f, o], -1).astype(precision), cell) if keep else None
+        kept = ([gate.astype(precision) for gate in (i, j, f, o)], cell) if keep else None
         return LSTMState(cell, hidden), (hidden, kept)
 
     def step_if_used(state, at):
@@ -209,8 +287,8 @@ def _lstm_backward(model, precision, saved, gradient):
     In the scan, as autodiff has them, they would be read and written again at every position.
     """
     parameters, inputs, state, reset, start, outputs, (gates, cells) = saved
-    kernel = parameters["kernel"].astype(precision)
-    projection = parameters["projection"].astype(precision) if "projection" in parameters else None
+    kernel = transposed(parameters["kernel"].astype(precision))
+    projection = transposed(parameters["projection"].astype(precision)) if "projection" in parameters else None
 
     def before(initial, after, begin):
         """What each position found: [T, B, ..]."""
@@ -224,12 +302,12 @@ def _lstm_backward(model, precision, saved, gradient):
     def step(carry, at):
         (of_cell, of_hidden), of_start = carry
         of_output, output, kept, cell, cell_before, begins = at
-        i, j, f, o = jnp.split(kept.astype(jnp.float32), 4, -1)
+        i, j, f, o = (gate.astype(jnp.float32) for gate in kept)
         of_hidden = of_hidden + of_output
         of_unprojected = of_hidden
         if projection is not None:
             of_hidden = of_hidden * within(output, model.projection_clip)
-            of_unprojected = product(of_hidden, projection.T, precision)
+            of_unprojected = product(of_hidden, projection, precision)
         tanh = jnp.tanh(cell)
         of_cell = (of_cell + of_unprojected * o * (1 - tanh * tanh)) * within(cell, model.cell_clip)
         of_z = [
@@ -239,7 +317,7 @@ def _lstm_backward(model, precision, saved, gradient):
             of_unprojected * tanh * o * (1 - o),
         ]
         of_z = jnp.concatenate(of_z, -1).astype(precision)
-        of_x, of_hidden_before = jnp.split(product(of_z, kernel.T, precision), 2, -1)
+        of_x, of_hidden_before = jnp.split(product(of_z, kernel, precision), 2, -1)
         of_before = LSTMState(of_cell * f, of_hidden_before)
         if begins is not None:
             from_start = jax.tree.map(lambda g: jnp.where(begins[:, None], g, 0.0), of_before)
@@ -258,8 +336,7 @@ def _lstm_backward(model, precision, saved, gradient):
         "bias": flat(of_z).astype(jnp.float32).sum(0),
     }
     if projection is not None:
-        output_gate = gates[..., -cells.shape[-1] :].astype(jnp.float32)
-        unprojected = (output_gate * jnp.tanh(cells)).astype(precision)
+        unprojected = (gates[3].astype(jnp.float32) * jnp.tanh(cells)).astype(precision)
         of_parameters["projection"] = product(transposed(unprojected), flat(of_hidden), precision)
     return of_parameters, of_inputs, of_state, None, of_start, None
 
@@ -267,6 +344,7 @@ def _lstm_backward(model, precision, saved, gradient):
 lstm.defvjp(_lstm_forward, _lstm_backward)
 
 
+CONVOLUTION = ("embedding", "kernel", "bias")
 HIGHWAY = ("transform_kernel", "transform_bias", "carry_kernel", "carry_bias")
 
 

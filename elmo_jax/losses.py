@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from elmo_jax.config import Precision
-from elmo_jax.layers import matmul, product
+from elmo_jax.layers import matmul, product, transposed
 
 # Words of the vocabulary whose logits are held at a time.
 BLOCK = 8192
@@ -149,7 +149,10 @@ def sampled_softmax_loss(
     sampled_softmax_loss with remove_accidental_hits).
     """
     of_target = (hidden * weight[targets]).sum(-1) + bias[targets] - target_log_count
-    of_negatives = matmul(hidden, weight[negatives].T, precision) + (bias[negatives] - negative_log_count)[None]
+    of_negatives = (
+        matmul(hidden, transposed(weight[negatives]), precision) + (bias[negatives] - negative_log_count)[None]
+    )
     of_negatives = jnp.where(negatives[None] == targets[:, None], -jnp.inf, of_negatives)
-    logits = jnp.concatenate([of_target[:, None], of_negatives], -1)
-    return jax.nn.logsumexp(logits, -1) - of_target
+    largest = lax.stop_gradient(jnp.maximum(of_target, of_negatives.max(-1)))
+    total = jnp.exp(of_target - largest) + jnp.exp(of_negatives - largest[:, None]).sum(-1)
+    return largest + jnp.log(total) - of_target

@@ -14,7 +14,7 @@ import numpy as np
 
 from elmo_jax.config import ModelConfig
 from elmo_jax.corpus import Corpus
-from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, PADDING
+from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, PADDING, character_widths
 
 
 class Segments(NamedTuple):
@@ -140,22 +140,20 @@ class Batch(NamedTuple):
 
 
 def character_width(characters: np.ndarray, widest_filter: int) -> int:
-    """How many of the C columns of [U, C] character ids the char CNN must see: 16, 24, 32 or all C.
+    """How many of the C columns of [U, C] character ids the char CNN must see, one of `character_widths`.
 
     The CNN takes a maximum over positions, so with one window of nothing but padding for the widest filter, more
     padding changes no bit (a word that nearly fills all C columns has none, and is left as it is).
     """
-    used = np.flatnonzero((characters != PADDING).any(0))[-1] + 1
-    wide_enough = (width for width in (16, 24, 32) if used + widest_filter <= width < characters.shape[1])
-    return next(wide_enough, characters.shape[1])
+    needed = min((characters != PADDING).sum(1).max() + widest_filter, characters.shape[1])
+    return next(width for width in character_widths(characters.shape[1]) if width >= needed)
 
 
 def word_table(corpus: Corpus, model: ModelConfig) -> np.ndarray:
     """What the model reads of every word type: character ids [types, C], or ids in the vocabulary [types]."""
     if model.input == "words":
         return corpus.targets(np.arange(len(corpus.words), dtype=np.int32))
-    characters = corpus.characters(model.max_characters)
-    return np.ascontiguousarray(characters[:, : character_width(characters, model.widest_filter)])
+    return corpus.characters(model.max_characters)
 
 
 def make_batch(
@@ -173,13 +171,19 @@ def make_batch(
     """
     split = lambda array: array.reshape(*array.shape[:-2], devices, -1, array.shape[-1])
     of_device = split(inputs).swapaxes(0, 1)  # [n, 2, b, T]
-    found = [np.unique(part, return_inverse=True) for part in of_device]
-    size = of_device[0].size
-    types = np.stack([np.pad(types, (0, size - len(types)), mode="edge") for types, _ in found])
-    numbers = np.stack([inverse.reshape(of_device.shape[1:]).astype(np.int32) for _, inverse in found])
+    numbers = np.empty(of_device.shape, np.int32)
+    words, count = [], np.empty(devices, np.int32)
+    for device, part in enumerate(of_device):
+        types, inverse = np.unique(part, return_inverse=True)
+        spelled = encode(types)
+        if spelled.ndim == 2:  # words of like length together, as the char CNN wants them
+            order = np.argsort((spelled != PADDING).sum(1), kind="stable")
+            spelled, inverse = spelled[order], np.argsort(order)[inverse]
+        numbers[device], count[device] = inverse.reshape(part.shape), len(types)
+        words.append(np.resize(spelled, (part.size, *spelled.shape[1:])))
     return Batch(
-        words=encode(types),
-        count=np.array([len(types) for types, _ in found], np.int32),
+        words=np.stack(words),
+        count=count,
         forward=numbers[:, 0],
         backward=numbers[:, 1],
         reset=split(reset),

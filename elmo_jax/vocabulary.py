@@ -89,3 +89,8 @@ def character_ids(words: Sequence[str], max_characters: int) -> np.ndarray:
             row[1 : len(spelling) + 1] = np.frombuffer(spelling, np.uint8)
             row[len(spelling) + 1] = END_WORD
     return ids
+
+
+def character_widths(max_characters: int) -> tuple[int, ...]:
+    """Numbers of columns of character ids that programs are compiled for: few, and the last are all."""
+    return (*(width for width in (16, 24, 32) if width < max_characters), max_characters)

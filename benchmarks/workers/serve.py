@@ -9,6 +9,10 @@ import resource
 import sys
 import time
 
+# What libraries print to the standard output must not come between the answers: it goes to the error output.
+ANSWERS = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+
 
 def sentences_of(path):
     with open(path, encoding="utf-8") as lines:
@@ -29,9 +33,7 @@ def peak_memory():
 
 def serve(actions):
     """Answers requests {"do": NAME, **arguments} by actions[NAME](**arguments) until the input ends."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not come between the answers
     for line in sys.stdin:
         request = json.loads(line)
-        answers.write(json.dumps(actions[request.pop("do")](**request)) + "\n")
-        answers.flush()
+        ANSWERS.write(json.dumps(actions[request.pop("do")](**request)) + "\n")
+        ANSWERS.flush()
