@@ -25,10 +25,13 @@ test-slow: .venv/installed
 	$(BIN)/pip install --quiet tensorflow-cpu==2.21.0
 	$(BIN)/python -m pytest --quiet -m slow
 
-# What the benchmarks compare with, each in an environment of its own: AllenNLP (the last, for Python 3.9), PyTorch.
+# What the benchmarks compare with, each in an environment of its own: AllenNLP (the last, for Python 3.9), PyTorch, and
+# the TensorFlow that runs bilm-tf.
 PYTHON39 ?= python3.9
 peers: .venv/installed
 	$(PYTHON39) -m venv .peers/allennlp
 	.peers/allennlp/bin/pip install --quiet "allennlp==2.10.1" "numpy<2"
 	$(PYTHON) -m venv .peers/torch
 	.peers/torch/bin/pip install --quiet torch==2.13.0 numpy h5py
+	$(PYTHON) -m venv .peers/bilm-tf
+	.peers/bilm-tf/bin/pip install --quiet tensorflow-cpu==2.21.0 tf_keras

@@ -3,6 +3,7 @@
 The same command goes on with a run that was stopped.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -27,7 +28,7 @@ from elmo_jax.corpus import BUILTIN, Corpus, WordCounts, sentences
 from elmo_jax.errors import InputError, exit_on_bad_input
 from elmo_jax.evaluation import evaluator
 from elmo_jax.model import init_bilm, zero_state
-from elmo_jax.streams import LanguageModelStream, word_table
+from elmo_jax.streams import LanguageModelStream, prefetch, word_table
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import ModelFolder, read_folder, write_folder
 from elmo_jax.workdir import Workdir
@@ -200,6 +201,13 @@ def run(arguments: Arguments) -> None:
             )
             bar.set_postfix(loss=f"{loss:.3f}", perplexity=f"{perplexity:.1f}", tokens_per_s=f"{speed:,.0f}")
 
+    def read_inputs():
+        """Of each step its batch, its negatives, and where the text goes on after it."""
+        for step in range(first + 1, train.steps + 1):
+            sampled = train.softmax == "sampled"
+            negatives = training.draw_negatives(config, len(vocabulary), step) if sampled else None
+            yield next(stream), negatives, stream.position()
+
     # Training
     if heldout is not None:
         heldout_words = word_table(heldout, config.model)
@@ -209,15 +217,14 @@ def run(arguments: Arguments) -> None:
         total=train.steps, initial=first, desc="training", unit=" steps", dynamic_ncols=True, disable=not first_process
     )
     clock, since, unread = time.perf_counter(), first, None
-    with Termination() as told_to_end:
+    inputs = prefetch(read_inputs())
+    with Termination() as told_to_end, contextlib.closing(inputs):
         for step in range(first + 1, train.steps + 1):
-            batch = next(stream)
-            sampled = train.softmax == "sampled"
-            negatives = training.draw_negatives(config, len(vocabulary), step) if sampled else None
+            batch, negatives, position = next(inputs)
             state, lstm_state, metrics = train_step(state, lstm_state, batch, row_numbers, negatives)
             if unread is not None:  # metrics of the step before, read while the device works on this one
                 report(*unread)
-            unread = step, stream.sentence, metrics
+            unread = step, position["sentence"], metrics
             ends = told_to_end(step)
             evaluates = heldout is not None and (step % train.eval_every == 0 or step == train.steps)
             if ends or evaluates or step % train.checkpoint_every == 0 or step == train.steps:
@@ -226,7 +233,7 @@ def run(arguments: Arguments) -> None:
                 perplexity = measure_heldout(step) if evaluates else None
                 workdir.flush()
                 shared, own_state = parallel.fetch(state), parallel.gather(lstm_state)
-                checkpoints.save(Checkpoint(step, shared, own_state, {"position": stream.position()}), perplexity)
+                checkpoints.save(Checkpoint(step, shared, own_state, {"position": position}), perplexity)
                 clock += time.perf_counter() - paused
             if ends:
                 checkpoints.close()

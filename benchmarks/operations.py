@@ -31,3 +31,13 @@ def of_text(model: ModelConfig, sentences: Iterable[list[str]]) -> int:
     words = {word for sentence in sentences for word in sentence}
     spelled = sum(of_word(model, min(len(word.encode()) + 2, model.max_characters)) for word in words)
     return spelled + of_lstms(model) * sum(map(len, sentences))
+
+
+def of_training_step(model: ModelConfig, positions: int, words: Iterable[tuple[int, int]], negatives: int) -> int:
+    """A step over so many positions, whose distinct words are (length in characters, how many), sampled softmax.
+
+    The backward pass takes two products for each of the forward pass.
+    """
+    spelled = sum(count * of_word(model, length) for length, count in words)
+    softmax = 2 * 2 * positions * (negatives + 1) * model.projection_dim
+    return 3 * (of_lstms(model) * positions + spelled + softmax)

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.systems import RESULTS
 
 PLACES = re.compile(r"(<!-- table (\S+\.json) -->\n).*?(<!-- end -->)", re.DOTALL)
-NAMES = {"elmo_jax": "**this project**", "allennlp": "AllenNLP", "torch": "PyTorch, nn.LSTM"}
+NAMES = {"elmo_jax": "**this project**", "allennlp": "AllenNLP", "torch": "PyTorch, nn.LSTM", "bilm-tf": "bilm-tf"}
 GIB = 2**30
 
 
@@ -85,7 +85,83 @@ def text_length(result: dict) -> str:
     return markdown(heads, rows) + "\n" + note
 
 
-TABLES = {"embedding": embedding, "text_length": text_length}
+def precision(result: dict) -> str:
+    """The table of `benchmarks.precision`."""
+    heads, rows = ["layer", "relative error (norm)", "relative error (largest)"], []
+    for layer, errors in enumerate(zip(result["relative_norm"], result["relative_largest"], strict=True)):
+        rows.append([f"{layer}{' (word vectors)' if layer == 0 else ''}", *(f"{error:.1e}" for error in errors)])
+    note = f"Model: {result['model']}; {result['tokens']:,} tokens. {about(result)}.\n"
+    return markdown(heads, rows) + "\n" + note
+
+
+def training(result: dict) -> str:
+    """The table of `benchmarks.training`."""
+    heads = ["system", "precision", "vocabulary", "seconds a step (min – max)", "tokens/s", "ratio", "memory"]
+    heads += ["peak share", "forward", "backward", "update", "waiting for input"]
+    base = next((row for row in result["systems"] if row["system"] == "bilm-tf"), result["systems"][0])
+    rows = []
+    for row in result["systems"]:
+        seconds, ours = row["seconds"], "share_of_peak" in row
+        whole = seconds["median"]
+        parts = [""] * 5
+        if ours:
+            split = row["forward"], row["backward"] - row["forward"], max(whole - row["backward"], 0)
+            parts = [f"{row['share_of_peak']:.0%}", *(f"{part / whole:.0%}" for part in split)]
+            parts.append(f"{row['share_waiting_for_input']:.2%}")
+        rows.append(
+            [
+                NAMES[row["system"]],
+                row["precision"],
+                f"{row['vocabulary_size']:,}",
+                f"{whole:.2f} ({seconds['min']:.2f} – {seconds['max']:.2f})",
+                f"{row['tokens_per_second']['median']:,.0f}",
+                f"{base['seconds']['median'] / whole:.2f}",
+                f"{row['peak_memory_bytes'] / GIB:.1f} GiB",
+                *parts,
+            ]
+        )
+    speeds = [row["input_tokens_per_second"] for row in result["systems"] if "input_tokens_per_second" in row]
+    note = (
+        f"Config {result['config']}, {result['rows']} rows of {result['window']} positions, {result['negatives']} "
+        f"negatives, {result['repeats']} rounds of one step. Input pipeline alone: {min(speeds):,.0f} tokens/s. "
+        f"{about(result)}.\n"
+    )
+    return markdown(heads, rows) + "\n" + note
+
+
+def forms(result: dict) -> str:
+    """The tables of `benchmarks.forms`, in billions of operations a second."""
+    names = list(dict.fromkeys(row["form"] for row in result["forward"]))
+    lines: dict[tuple, list[str]] = {}
+    for row in result["forward"]:
+        line = lines.setdefault((row["precision"], row["rows"]), [row["precision"], str(row["rows"])])
+        line.append(f"{row['operations_per_second'] / 1e9:,.0f}")
+    products: dict[str, list[str]] = {}
+    for row in result["backward"]:
+        line = products.setdefault(row["product"], [row["product"]])
+        line.append(f"{row['operations_per_second'] / 1e9:,.0f}")
+    forward = markdown(["precision", "rows", *names], list(lines.values()))
+    backward = markdown(["product of the backward pass", "float32", "bfloat16"], list(products.values()))
+    return f"{forward}\n{backward}\nBillions of operations a second. {about(result)}.\n"
+
+
+def changes(result: dict) -> str:
+    """The table of `benchmarks.changes`."""
+    base, rows = result["changes"][0]["tokens_per_second"]["median"], []
+    for row in result["changes"]:
+        speed = row["tokens_per_second"]
+        median = speed["median"]
+        rows.append(
+            [row["change"], f"{median:,.0f} ({speed['min']:,.0f} – {speed['max']:,.0f})", f"{median / base:.2f}"]
+        )
+    note = (
+        f"Config {result['config']}, {result['precision']}, {result['tokens']:,} tokens, {result['distinct_words']:,} "
+        f"distinct words, {result['repeats']} rounds. {about(result)}.\n"
+    )
+    return markdown(["change", "tokens/s (min – max)", "ratio"], rows) + "\n" + note
+
+
+TABLES = {table.__name__: table for table in (embedding, text_length, precision, training, forms, changes)}
 
 
 def table(path: Path) -> str:

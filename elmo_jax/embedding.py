@@ -239,7 +239,8 @@ class Elmo:
         layers      "average" of all layers, "top", "all", or "mix": the scalar mix given as `mix`
         state       the LSTM state at the beginning of a sentence: "warm" (a fixed state of the model), "zero", or
                     "carry" (what the row's sentence before left: bilm-tf's stateful behaviour, zero at first)
-        precision   of the matrix products: "float32" or "bfloat16" (summed in float32)
+        precision   of the LSTMs' products: "float32" or "bfloat16" (summed in float32; on CPU a single row, so one
+                    sentence alone, is always read in float32, which is faster there). Word vectors are float32
         boundaries  keep the vectors of <S> and </S>: T_i is two longer
         batch_size  rows of sentences read at a time; by default few for little text, many for much. With "carry",
                     sentence i goes to row i modulo batch_size (by default one row: the text as it stands)
@@ -278,6 +279,8 @@ class Elmo:
         )
         start = self._start("zero" if carry else state, read_boundaries)
         weights = self._layer_weights(layers, mix)
+        if rows_each == 1 and jax.default_backend() == "cpu":
+            precision = "float32"  # XLA:CPU multiplies a single row by bfloat16 weights several times more slowly
         parameters, program = self._lstms(precision), embedding_program(self.model, precision)
         lstm_state = shard(zero_state(self.model, devices * rows_each))
         joiner = Joiner()

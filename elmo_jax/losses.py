@@ -115,14 +115,15 @@ def sample_negatives(vocabulary_size: int, count: int, key: tuple[int, ...]) -> 
     unique=True). The result is a function of `key`.
     """
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
-    draws = np.empty(0, np.int32)
+    draws, first = np.empty(0, np.int32), np.empty(vocabulary_size, np.int32)
     while True:
         uniform = generator.random(max(2 * count, len(draws)))
         more = np.exp(uniform * np.log(vocabulary_size + 1)).astype(np.int32) - 1
         draws = np.concatenate([draws, np.minimum(more, np.int32(vocabulary_size - 1))])
-        _, first = np.unique(draws, return_index=True)
-        if len(first) >= count:
-            kept = np.sort(first)[:count]
+        numbers = np.arange(len(draws), dtype=np.int32)
+        first[draws[::-1]] = numbers[::-1]  # of each word drawn the first draw: written last
+        kept = np.flatnonzero(first[draws] == numbers)[:count]
+        if len(kept) == count:
             return draws[kept], int(kept[-1]) + 1
 
 

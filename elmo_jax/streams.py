@@ -6,6 +6,8 @@ sentence that does not fit into a window goes on in the next one, in the same ro
 """
 
 import heapq
+import queue
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -262,6 +264,44 @@ class LanguageModelStream:
         mask.flat[places] = True
         reset[segments.row, segments.start] = segments.offset == 0
         return make_batch(inputs, self.corpus.targets(targets), reset, mask, self.devices, self.encode)
+
+
+def prefetch(items: Iterator, depth: int = 2) -> Iterator:
+    """The items of an iterator, which a thread of its own works out up to `depth` ahead of need."""
+    results = queue.Queue(depth)
+    ended, closed = object(), threading.Event()
+
+    def put(result) -> None:
+        while not closed.is_set():
+            try:
+                results.put(result, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put((item, None))
+                if closed.is_set():
+                    return
+            put((ended, None))
+        except BaseException as error:  # raised where the item is asked for
+            put((ended, error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = results.get()
+            if error is not None:
+                raise error
+            if item is ended:
+                return
+            yield item
+    finally:
+        closed.set()
+        thread.join()
 
 
 class Window(NamedTuple):

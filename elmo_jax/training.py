@@ -136,7 +136,7 @@ def softmax_rows(batch: Batch, negatives: Negatives | None, vocabulary_size: int
     return SoftmaxRows(rows, own, of_negatives.reshape(negatives.ids.shape))
 
 
-def loss_gradients(
+def loss(
     config: Config,
     step: jax.Array,
     parameters: dict[str, Any],
@@ -146,8 +146,8 @@ def loss_gradients(
     negatives: Negatives | None,
     of_softmax: SoftmaxRows,
     vocabulary_size: int,
-) -> tuple[dict[str, Any], jax.Array, State]:
-    """Gradients of loss × window, averaged over devices, the losses [2] of both directions, and the LSTM state.
+) -> tuple[jax.Array, tuple[jax.Array, State]]:
+    """Loss × window of one device's rows, and (the losses [2] of both directions, the LSTM state after the window).
 
     The loss is the mean of both directions' mean loss (bilm-tf training.py, train). parameters: of the softmax only
     the rows of `of_softmax`; the other arguments as in `train_step`.
@@ -156,28 +156,32 @@ def loss_gradients(
     bilm = BiLM(model, vocabulary_size, train.precision)
     key = jax.random.fold_in(jax.random.key(train.seed), step)
     dropout = dropout_by_row(key, rows, train.dropout) if train.dropout else None
+    inputs = batch.words, batch.count, batch.forward, batch.backward, lstm_state
+    activations, lstm_state = bilm.apply({"params": parameters["bilm"]}, *inputs, dropout=dropout)
+    table = parameters["softmax"]["weight"], parameters["softmax"]["bias"]
+    losses = []
+    for direction, hidden in enumerate(activations[:, -1].swapaxes(1, 2)):  # [T, b, P]
+        if dropout is not None:
+            hidden = dropout(2 * model.layers + direction, hidden)
+        hidden = hidden.swapaxes(0, 1).reshape(-1, model.projection_dim)  # [N, P]
+        if negatives is None:
+            of_tokens = full_softmax_loss(hidden, *table, of_softmax.targets[direction], train.precision)
+        else:
+            ids = batch.targets[direction].reshape(-1), negatives.ids[direction]
+            counts = (log_expected_count(some, negatives.draws[direction], vocabulary_size) for some in ids)
+            numbers = of_softmax.targets[direction], of_softmax.negatives[direction]
+            of_tokens = sampled_softmax_loss(hidden, *table, *numbers, *counts, train.precision)
+        losses.append(of_tokens.mean())
+    losses = jnp.stack(losses)
+    return losses.mean() * train.window, (losses, lstm_state)
 
-    def loss(parameters):
-        inputs = batch.words, batch.count, batch.forward, batch.backward, lstm_state
-        activations, new_state = bilm.apply({"params": parameters["bilm"]}, *inputs, dropout=dropout)
-        table = parameters["softmax"]["weight"], parameters["softmax"]["bias"]
-        losses = []
-        for direction, hidden in enumerate(activations[:, -1].swapaxes(1, 2)):  # [T, b, P]
-            if dropout is not None:
-                hidden = dropout(2 * model.layers + direction, hidden)
-            hidden = hidden.swapaxes(0, 1).reshape(-1, model.projection_dim)  # [N, P]
-            if negatives is None:
-                loss = full_softmax_loss(hidden, *table, of_softmax.targets[direction], train.precision)
-            else:
-                ids = batch.targets[direction].reshape(-1), negatives.ids[direction]
-                counts = (log_expected_count(some, negatives.draws[direction], vocabulary_size) for some in ids)
-                numbers = of_softmax.targets[direction], of_softmax.negatives[direction]
-                loss = sampled_softmax_loss(hidden, *table, *numbers, *counts, train.precision)
-            losses.append(loss.mean())
-        losses = jnp.stack(losses)
-        return losses.mean() * train.window, (losses, new_state)
 
-    gradients, (losses, lstm_state) = jax.grad(loss, has_aux=True)(parameters)
+def loss_gradients(
+    config: Config, step: jax.Array, parameters: dict[str, Any], *inputs
+) -> tuple[dict, jax.Array, State]:
+    """Gradients of `loss`, averaged over devices, the losses [2] of both directions, and the LSTM state."""
+    of_parameters = jax.grad(lambda parameters: loss(config, step, parameters, *inputs), has_aux=True)
+    gradients, (losses, lstm_state) = of_parameters(parameters)
     gradients, losses = lax.pmean((gradients, losses), AXIS)
     return gradients, losses, lstm_state
 

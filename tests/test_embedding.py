@@ -239,8 +239,13 @@ def test_strings_are_split_at_spaces(elmo):
 
 
 def test_bfloat16_is_near(elmo):
-    exact, rounded = elmo.embed(SENTENCES), elmo.embed(SENTENCES, precision="bfloat16")
+    exact, rounded = (elmo.embed(SENTENCES, precision=name, batch_size=8) for name in ("float32", "bfloat16"))
     assert 1e-5 < largest_error(rounded, exact) < 0.05
+
+
+def test_bfloat16_reads_a_single_row_in_float32_on_cpu(elmo):
+    (exact,), (found,) = (elmo.embed(SENTENCES[:1], precision=name) for name in ("float32", "bfloat16"))
+    assert (found == exact).all()
 
 
 def test_embed_iter_holds_little(elmo):

@@ -1,10 +1,13 @@
 import json
+import threading
+import time
 
 import numpy as np
 import pytest
 from conftest import SENTENCES, SMALL
 
 from elmo_jax.corpus import Corpus
+from elmo_jax.errors import InputError
 from elmo_jax.streams import (
     LanguageModelStream,
     Rows,
@@ -13,6 +16,7 @@ from elmo_jax.streams import (
     character_width,
     longest_first_at_end,
     make_window,
+    prefetch,
     word_table,
 )
 from elmo_jax.vocabulary import PADDING, Vocabulary, character_ids
@@ -199,6 +203,58 @@ def test_the_shape_of_words_depends_on_the_windows_shape_alone(rows, window, siz
         assert batch.words.shape == (1, size)
         assert batch.count[0] == len(set(batch.words[0])) <= len(corpus.words)
         assert max(batch.forward.max(), batch.backward.max()) < batch.count[0]
+
+
+def test_prefetch_gives_every_item_in_order_and_works_ahead():
+    made = []
+
+    def items():
+        for number in range(9):
+            made.append(number)
+            yield number
+
+    ahead = prefetch(items(), depth=2)
+    assert next(ahead) == 0
+    wait_until(lambda: len(made) == 4)  # one taken, two waiting, one in hand
+    assert list(ahead) == list(range(1, 9))
+
+
+def test_prefetch_raises_what_its_items_raise():
+    def items():
+        yield 1
+        raise InputError("no more")
+
+    ahead = prefetch(items())
+    assert next(ahead) == 1
+    with pytest.raises(InputError, match="no more"):
+        next(ahead)
+
+
+def test_prefetch_ends_its_thread():
+    before = threading.active_count()
+    ahead = prefetch(iter(range(1000)))
+    next(ahead)
+    assert threading.active_count() == before + 1
+    ahead.close()
+    assert threading.active_count() == before
+
+
+def wait_until(condition, seconds=10):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_words_of_like_length_lie_together():
+    corpus = Corpus([["ffffff", "a", "ccc"], ["dddd", "bb", "zzzzz"]], VOCABULARY)
+    table = word_table(corpus, SMALL)
+    types = np.arange(len(table), dtype=np.int32)
+    batch, plain = (next(LanguageModelStream(corpus, 2, 4, words.__getitem__)) for words in (table, types))
+    lengths = (batch.words[0][: batch.count[0]] != PADDING).sum(1)
+    assert lengths.tolist() == [3, 3, 3, 4, 5, 6, 7, 8]
+    assert (batch.words[0][batch.forward] == table[plain.words[0][plain.forward]]).all()
+    assert (batch.words[0][batch.backward] == table[plain.words[0][plain.backward]]).all()
 
 
 def test_character_width_leaves_a_window_of_padding():

@@ -1,4 +1,6 @@
+import collections
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -187,3 +189,42 @@ def test_initial_values_are_those_of_bilm_tf():
     assert 0.9 * limit < np.abs(lstm["kernel"]).max() <= limit
     deviation = np.std(training.init_softmax(jax.random.key(1), SMALL, 5000)["weight"])
     assert relative_error(deviation, 7**-0.5) < 0.02
+
+
+def communicated_bytes(devices, vocabulary_size):
+    """Bytes of every collective's result in the compiled training step, by its name."""
+    chosen = config(negatives=9)
+    shapes = jax.eval_shape(
+        lambda: training.init_state(
+            {
+                "bilm": init_bilm(jax.random.key(0), SMALL),
+                "softmax": training.init_softmax(jax.random.key(1), SMALL, vocabulary_size),
+            }
+        )
+    )
+    text = corpus()
+    batch = next(LanguageModelStream(text, ROWS, WINDOW, word_table(text, SMALL).__getitem__, devices=devices))
+    lstm_state = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, leaf.shape[-1]), zero_state(SMALL, ROWS))
+    rows = np.arange(ROWS, dtype=np.int32).reshape(devices, -1)
+    negatives = training.Negatives(np.zeros((2, 9), np.int32), np.full(2, 9, np.int32))
+    step = parallel(functools.partial(training.train_step, chosen), (None, 0, 0, 0, None), (None, 0, None))
+    program = step.lower(shapes, lstm_state, batch, rows, negatives).compile().as_text()
+    found = collections.Counter()
+    for results, name in re.findall(r"= (.*) (all-reduce|all-gather|reduce-scatter|all-to-all)\(", program):
+        for kind, shape in re.findall(r"([a-z]+\d+)\[([\d,]*)\]", results):
+            size = int(np.prod([int(length) for length in shape.split(",") if length]))
+            found[name] += size * int(re.sub("[a-z]+", "", kind)) // 8
+    return found
+
+
+def test_communication_does_not_depend_on_the_vocabulary():
+    """Each parameter's gradient is exchanged once, of the softmax only the rows that the step may touch."""
+    few, many = (communicated_bytes(2, size) for size in (1_000, 10_000))
+    assert few == many
+    parameters = jax.eval_shape(lambda: init_bilm(jax.random.key(0), SMALL))
+    size = sum(leaf.size for leaf in jax.tree.leaves(parameters))
+    touched = 2 * ROWS * WINDOW + 2 * 9
+    losses = 2
+    assert few["all-reduce"] == 4 * (size + touched * (SMALL.projection_dim + 1) + losses)
+    assert few["all-gather"] == 4 * 2 * ROWS * WINDOW
+    assert set(few) == {"all-reduce", "all-gather"}

@@ -10,6 +10,7 @@ import numpy as np
 from serve import peak_memory, sentences_of, serve, timed
 
 import elmo_jax
+from elmo_jax import embedding
 
 folder, text, precision = sys.argv[1:]
 compiled = []
@@ -18,15 +19,27 @@ jax.monitoring.register_event_duration_secs_listener(
 )
 
 
-def run():
-    """Embeds the text, a stream, and throws the vectors away; a new model each time, so that it knows no word."""
+def run(options=(), constants=()):
+    """Embeds the text, a stream, and throws the vectors away; a new model each time, so that it knows no word.
+
+    With other options of `embed_iter` or other constants of `elmo_jax.embedding`, for this pass.
+    """
+    before = {name: getattr(embedding, name) for name in dict(constants)}
+    vars(embedding).update(constants)
+    try:
+        return measure(dict(options))
+    finally:
+        vars(embedding).update(before)
+
+
+def measure(options):
     elmo = elmo_jax.load(folder)
     elmo._lstms(precision)  # weights are on the device before the clock starts, as the peers' are
     before = len(compiled)
 
     def read():
         with open(text, encoding="utf-8") as lines:
-            for _ in elmo.embed_iter(lines, state="zero", precision=precision):
+            for _ in elmo.embed_iter(lines, state="zero", precision=precision, **options):
                 pass
 
     return {

@@ -1,1 +1,127 @@
-"""Worker: training by this project. Arguments: config, precision, text, vocabulary, rows, window, softmax."""
+"""Worker: training by this project. Argument: JSON of `benchmarks.training`."""
+
+import functools
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import jax
+import numpy as np
+from serve import peak_memory, serve, timed
+
+import elmo_jax
+from elmo_jax import parallel, training
+from elmo_jax.config import Config, TrainConfig, from_options
+from elmo_jax.corpus import Corpus, sentences
+from elmo_jax.model import init_bilm, zero_state
+from elmo_jax.streams import LanguageModelStream, prefetch, word_table
+from elmo_jax.vocabulary import Vocabulary
+
+asked = json.loads(sys.argv[1])
+options = asked["options"]
+model = from_options(options, "the options")
+config = Config(
+    model,
+    train=TrainConfig(
+        batch_size=asked["rows"],
+        window=asked["window"],
+        precision=asked["precision"],
+        learning_rate=options["learning_rate"],
+        clip_norm=options["all_clip_norm_val"],
+        dropout=options["dropout"],
+        negatives=options["n_negative_samples_batch"],
+    ),
+)
+vocabulary = Vocabulary.load(Path(asked["vocab"]))
+corpus = Corpus(sentences((asked["text"],), "text"), vocabulary)
+table = word_table(corpus, model)
+
+
+def inputs():
+    """Batches and negatives of step 1, 2, .."""
+    stream = LanguageModelStream(corpus, asked["rows"], asked["window"], table.__getitem__, shuffle=True)
+    for step, batch in enumerate(stream, start=1):
+        yield batch, training.draw_negatives(config, len(vocabulary), step)
+
+
+keys = jax.random.split(jax.random.key(0))
+softmax = training.init_softmax(keys[1], model, len(vocabulary))
+state = parallel.replicate(training.init_state({"bilm": init_bilm(keys[0], model), "softmax": softmax}))
+del softmax
+lstm_state = parallel.shard(zero_state(model, asked["rows"]))
+rows = np.arange(asked["rows"], dtype=np.int32)[None]
+ahead = prefetch(inputs())
+step = parallel.parallel(
+    functools.partial(training.train_step, config), (None, 0, 0, 0, None), (None, 0, None), donate=(0, 1)
+)
+
+
+def run(steps):
+    """Seconds of each of so many steps, how much of that the device waited for input, and the losses."""
+    global state, lstm_state
+    seconds, waited, losses = [], 0.0, []
+    for _ in range(steps):
+        begin = time.perf_counter()
+        batch, negatives = next(ahead)
+        waited += time.perf_counter() - begin
+        state, lstm_state, metrics = step(state, lstm_state, batch, rows, negatives)
+        losses.append(metrics.loss)
+        seconds.append(time.perf_counter() - begin)
+    return {"seconds": seconds, "waited": waited, "losses": losses}
+
+
+def split(repeats):
+    """Seconds of the forward pass alone, and of forward and backward pass."""
+    batch, negatives = next(ahead)
+
+    def prepared(state, batch, negatives):
+        of_softmax = training.softmax_rows(batch, negatives, len(vocabulary))
+        return of_softmax, of_softmax.select(state.parameters, 0.0)
+
+    def forward(state, lstm_state, batch, rows, negatives):
+        of_softmax, parameters = prepared(state, batch, negatives)
+        inputs = lstm_state, batch, rows, negatives, of_softmax, len(vocabulary)
+        return training.loss(config, state.step, parameters, *inputs)[0]
+
+    def backward(state, lstm_state, batch, rows, negatives):
+        of_softmax, parameters = prepared(state, batch, negatives)
+        inputs = lstm_state, batch, rows, negatives, of_softmax, len(vocabulary)
+        return training.loss_gradients(config, state.step, parameters, *inputs)[0]
+
+    found = {}
+    for name, function in (("forward", forward), ("backward", backward)):
+        program = parallel.parallel(function, (None, 0, 0, 0, None), 0 if name == "forward" else None)
+        once = lambda program=program: jax.block_until_ready(program(state, lstm_state, batch, rows, negatives))
+        once()
+        found[name] = float(np.median([timed(once) for _ in range(repeats)]))
+    return found
+
+
+def input_speed(steps):
+    """Tokens per second of the input pipeline alone, negatives included, on one core."""
+    alone = inputs()
+    next(alone)
+    seconds = timed(lambda: [next(alone) for _ in range(steps)])
+    return steps * asked["rows"] * asked["window"] / seconds
+
+
+def memory():
+    statistics = jax.local_devices()[0].memory_stats()
+    return statistics["peak_bytes_in_use"] if statistics else peak_memory()
+
+
+def words():
+    """Distinct words of the first batch by their length in characters: [[length, how many], ..]."""
+    batch, _ = next(inputs())
+    lengths = (batch.words[0][: batch.count[0]] != 260).sum(1)
+    return [[int(length), int(count)] for length, count in zip(*np.unique(lengths, return_counts=True), strict=True)]
+
+
+def about():
+    return {"elmo_jax": elmo_jax.__version__, "jax": jax.__version__, "device": jax.local_devices()[0].device_kind}
+
+
+serve({"run": run, "split": split, "input_speed": input_speed, "memory": memory, "words": words, "about": about})
