@@ -25,7 +25,6 @@ CHANGES = (
     ("64 rows", {"batch_size": 64}, {}),
     ("512 rows", {"batch_size": 512}, {}),
     ("boundaries are read at each sentence", {"boundaries": True}, {}),
-    ("room for no more words than a window has", {}, {"CACHED_WORDS": 1}),
 )
 
 
