@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from benchmarks import operations, tables
 from benchmarks.embedding import write_random_model
-from benchmarks.systems import RESULTS, ROOT, System, machine, python_of, save, spread
+from benchmarks.systems import RESULTS, ROOT, System, command, machine, python_of, save, spread
 from elmo_jax.config import Precision, load_config
 from elmo_jax.corpus import read_input
 from elmo_jax.errors import exit_on_bad_input
@@ -67,7 +67,7 @@ def benchmark(
     ]
     result = {
         "benchmark": "changes",
-        "command": " ".join(["python -m benchmarks.changes", *sys.argv[1:]]),
+        "command": command("changes"),
         "machine": machine(),
         "config": config,
         "precision": precision,

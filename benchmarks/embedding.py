@@ -14,7 +14,7 @@ import tyro
 from tqdm import tqdm
 
 from benchmarks import operations, tables
-from benchmarks.systems import RESULTS, ROOT, System, machine, python_of, save, spread
+from benchmarks.systems import RESULTS, ROOT, System, command, machine, python_of, save, spread
 from elmo_jax.config import ModelConfig, Precision, load_config, to_options
 from elmo_jax.corpus import read_input
 from elmo_jax.errors import exit_on_bad_input
@@ -102,7 +102,7 @@ def benchmark(
             system.close()
     result = {
         "benchmark": "embedding",
-        "command": " ".join(["python -m benchmarks.embedding", *sys.argv[1:]]),
+        "command": command("embedding"),
         "machine": machine(),
         "config": config,
         "sentences": len(chosen),

@@ -15,7 +15,7 @@ from jax import lax
 from tqdm import tqdm
 
 from benchmarks import tables
-from benchmarks.systems import RESULTS, machine, save
+from benchmarks.systems import RESULTS, command, machine, save
 from elmo_jax.config import ModelConfig
 from elmo_jax.errors import exit_on_bad_input
 from elmo_jax.layers import LSTMState, lstm, product, sigmoid, transposed
@@ -115,7 +115,7 @@ def benchmark(rows: tuple[int, ...] = (1, 8, 64, 128, 256, 512), output: Path = 
     shown.close()
     result = {
         "benchmark": "forms",
-        "command": " ".join(["python -m benchmarks.forms", *sys.argv[1:]]),
+        "command": command("forms"),
         "machine": machine(),
         "forward": forward,
         "backward": backward,

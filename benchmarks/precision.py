@@ -13,7 +13,7 @@ import tyro
 import elmo_jax
 from benchmarks import tables
 from benchmarks.embedding import write_random_model
-from benchmarks.systems import RESULTS, ROOT, machine, save
+from benchmarks.systems import RESULTS, ROOT, command, machine, save
 from elmo_jax.config import load_config
 from elmo_jax.corpus import read_input
 from elmo_jax.errors import exit_on_bad_input
@@ -44,7 +44,7 @@ def benchmark(
     name = config if model is None else model.resolve().name
     result = {
         "benchmark": "precision",
-        "command": " ".join(["python -m benchmarks.precision", *sys.argv[1:]]),
+        "command": command("precision"),
         "machine": machine(),
         "model": f"{config}, random weights" if model is None else str(model),
         "tokens": exact.shape[1],

@@ -71,6 +71,12 @@ def machine() -> dict[str, str]:
     return about | {"date": datetime.date.today().isoformat()}
 
 
+def command(module: str) -> str:
+    """The command that runs, with the names of files alone."""
+    arguments = [Path(argument).name if Path(argument).exists() else argument for argument in sys.argv[1:]]
+    return " ".join([f"python -m benchmarks.{module}", *arguments])
+
+
 def spread(values: list[float]) -> dict[str, float]:
     """Median, least and largest."""
     return {"median": float(np.median(values)), "min": min(values), "max": max(values)}

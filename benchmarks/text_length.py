@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from benchmarks import tables
 from benchmarks.embedding import write_random_model
-from benchmarks.systems import RESULTS, ROOT, System, machine, python_of, save, spread
+from benchmarks.systems import RESULTS, ROOT, System, command, machine, python_of, save, spread
 from elmo_jax.config import Precision, load_config
 from elmo_jax.corpus import read_input
 from elmo_jax.errors import InputError, exit_on_bad_input
@@ -69,7 +69,7 @@ def benchmark(
         rows.append(row | {"compilations": first[number]["compilations"]})
     result = {
         "benchmark": "text_length",
-        "command": " ".join(["python -m benchmarks.text_length", *sys.argv[1:]]),
+        "command": command("text_length"),
         "machine": machine(),
         "config": config,
         "precision": precision,

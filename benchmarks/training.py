@@ -15,7 +15,7 @@ import tyro
 from tqdm import tqdm
 
 from benchmarks import operations, tables
-from benchmarks.systems import RESULTS, ROOT, System, machine, python_of, save, spread
+from benchmarks.systems import RESULTS, ROOT, System, command, machine, python_of, save, spread
 from elmo_jax.config import Precision, load_config, to_options
 from elmo_jax.corpus import WordCounts, sentences
 from elmo_jax.errors import InputError, exit_on_bad_input
@@ -123,7 +123,7 @@ def benchmark(
             system.close()
     result = {
         "benchmark": "training",
-        "command": " ".join(["python -m benchmarks.training", *sys.argv[1:]]),
+        "command": command("training"),
         "machine": machine(),
         "config": config,
         "rows": rows,
