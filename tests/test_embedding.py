@@ -175,11 +175,14 @@ def test_words_used_last_are_kept(elmo):
 
 
 def test_few_places_for_words_change_nothing(elmo, monkeypatch):
-    sentences = [[f"w{number % 97}" for number in range(first, first + 9)] for first in range(0, 4000, 7)]
-    expected = elmo.embed(sentences)
+    """With places for fewer words than the text has, words are forgotten and spelled again."""
+    sentences = [[f"w{number % 1000}" for number in range(first, first + 9)] for first in range(0, 4000, 7)]
+    expected = elmo.embed(sentences, batch_size=4)
     monkeypatch.setattr(embedding, "CACHED_WORDS", 1)
     monkeypatch.setattr(elmo, "_vectors", None)
-    assert all((one == other).all() for one, other in zip(elmo.embed(sentences), expected, strict=True))
+    found = elmo.embed(sentences, batch_size=4)
+    assert elmo._vectors.capacity < 1000
+    assert all((one == other).all() for one, other in zip(found, expected, strict=True))
 
 
 def test_a_second_call_compiles_nothing(elmo, folder, compilations):
