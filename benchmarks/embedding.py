@@ -14,7 +14,7 @@ import tyro
 from tqdm import tqdm
 
 from benchmarks import operations, tables
-from benchmarks.systems import RESULTS, ROOT, System, command, machine, python_of, save, spread
+from benchmarks.systems import ROOT, System, command, machine, python_of, result_path, save, spread
 from elmo_jax.config import ModelConfig, Precision, load_config, to_options
 from elmo_jax.corpus import read_input
 from elmo_jax.errors import exit_on_bad_input
@@ -113,9 +113,7 @@ def benchmark(
         "alone": ALONE,
         "systems": rows,
     }
-    device = jax.local_devices()[0]
-    name = "cpu" if device.platform == "cpu" else device.device_kind.replace(" ", "-").lower()
-    save(output or RESULTS / f"embedding-{config}-{name}.json", result)
+    save(output or result_path("embedding", config), result)
     print(tables.embedding(result))
 
 

@@ -82,6 +82,13 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": float(np.median(values)), "min": min(values), "max": max(values)}
 
 
+def result_path(benchmark: str, config: str) -> Path:
+    """Where a result of this machine goes by default."""
+    device = jax.local_devices()[0]
+    name = "cpu" if device.platform == "cpu" else device.device_kind.replace(" ", "-").lower()
+    return RESULTS / f"{benchmark}-{config}-{name}.json"
+
+
 def save(path: Path, result: dict) -> None:
     """Writes a result as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)

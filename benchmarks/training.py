@@ -9,13 +9,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-import jax
 import numpy as np
 import tyro
 from tqdm import tqdm
 
 from benchmarks import operations, tables
-from benchmarks.systems import RESULTS, ROOT, System, command, machine, python_of, save, spread
+from benchmarks.systems import ROOT, System, command, machine, python_of, result_path, save, spread
 from elmo_jax.config import Precision, load_config, to_options
 from elmo_jax.corpus import WordCounts, sentences
 from elmo_jax.errors import InputError, exit_on_bad_input
@@ -133,9 +132,7 @@ def benchmark(
         "repeats": repeats,
         "systems": rows_of_table,
     }
-    device = jax.local_devices()[0]
-    name = "cpu" if device.platform == "cpu" else device.device_kind.replace(" ", "-").lower()
-    save(output or RESULTS / f"training-{config}-{name}.json", result)
+    save(output or result_path("training", config), result)
     print(tables.training(result))
 
 

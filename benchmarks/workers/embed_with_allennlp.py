@@ -6,7 +6,7 @@ import allennlp.version
 import numpy as np
 import torch
 from allennlp.modules.elmo import _ElmoBiLm, batch_to_ids
-from serve import peak_memory, sentences_of, serve, timed
+from serve import peak_memory, sentences_of, serve_batches
 
 folder, text, _ = sys.argv[1:]
 sentences = sentences_of(text)
@@ -24,25 +24,8 @@ def embed(some):
     return [vectors[1 : len(sentence) + 1] for vectors, sentence in zip(average, some)]  # noqa: B905 (Python 3.9)
 
 
-def run():
-    """Sentences sorted by length, so that little is padded."""
-
-    def everything():
-        ordered = sorted(sentences, key=len)
-        for first in range(0, len(ordered), BATCH):
-            embed(ordered[first : first + BATCH])
-
-    return {"seconds": timed(everything)}
-
-
-def latency(warm_up, measured):
-    for sentence in sentences[-warm_up:]:
-        embed([sentence])
-    return {"seconds": [timed(lambda: embed([sentence])) for sentence in sentences[:measured]]}  # noqa: B023
-
-
-def vectors(count, path):
-    np.save(path, np.concatenate([embed([sentence])[0].numpy() for sentence in sentences[:count]]))
+def save(path, vectors):
+    np.save(path, torch.cat(vectors).numpy())
 
 
 def memory():
@@ -53,4 +36,4 @@ def about():
     return {"allennlp": allennlp.version.VERSION, "torch": torch.__version__}
 
 
-serve({"run": run, "latency": latency, "vectors": vectors, "memory": memory, "about": about})
+serve_batches(embed, sentences, BATCH, save, memory, about)

@@ -10,7 +10,7 @@ import sys
 import h5py
 import numpy as np
 import torch
-from serve import peak_memory, sentences_of, serve, timed
+from serve import peak_memory, sentences_of, serve_batches
 from torch import nn
 
 folder, text, precision = sys.argv[1:]
@@ -122,35 +122,12 @@ def embed(some):
     ]
 
 
-def run():
-    def everything():
-        ordered = sorted(sentences, key=len)
-        for first in range(0, len(ordered), BATCH):
-            embed(ordered[first : first + BATCH])
-
-    return {"seconds": timed(everything)}
-
-
-def latency(warm_up, measured):
-    for sentence in sentences[-warm_up:]:
-        embed([sentence])
-    return {"seconds": [timed(lambda: embed([sentence])) for sentence in sentences[:measured]]}  # noqa: B023
-
-
-def vectors(count, path):
-    np.save(path, np.concatenate([embed([sentence])[0].numpy() for sentence in sentences[:count]]))
+def save(path, vectors):
+    np.save(path, torch.cat(vectors).numpy())
 
 
 def memory():
     return torch.cuda.max_memory_allocated() if device == "cuda" else peak_memory()
 
 
-serve(
-    {
-        "run": run,
-        "latency": latency,
-        "vectors": vectors,
-        "memory": memory,
-        "about": lambda: {"torch": torch.__version__},
-    }
-)
+serve_batches(embed, sentences, BATCH, save, memory, lambda: {"torch": torch.__version__})

@@ -37,3 +37,26 @@ def serve(actions):
         request = json.loads(line)
         ANSWERS.write(json.dumps(actions[request.pop("do")](**request)) + "\n")
         ANSWERS.flush()
+
+
+def serve_batches(embed, sentences, batch, save, memory, about):
+    """Serves a system that embeds batches: embed([sentence, ..]) → [vectors [T, 2P], ..] on the host.
+
+    The text is sorted by length, so that little is padded; `save(path, vectors of all sentences)`.
+    """
+
+    def everything():
+        ordered = sorted(sentences, key=len)
+        for first in range(0, len(ordered), batch):
+            embed(ordered[first : first + batch])
+
+    def latency(warm_up, measured):
+        for sentence in sentences[-warm_up:]:
+            embed([sentence])
+        return {"seconds": [timed(lambda: embed([sentence])) for sentence in sentences[:measured]]}  # noqa: B023
+
+    def vectors(count, path):
+        save(path, [embed([sentence])[0] for sentence in sentences[:count]])
+
+    run = lambda: {"seconds": timed(everything)}
+    serve({"run": run, "latency": latency, "vectors": vectors, "memory": memory, "about": about})
