@@ -21,6 +21,29 @@ from elmo_jax.vocabulary import CHARACTERS, PADDING, character_widths
 CHUNK = 256
 
 
+def packed(x: jax.Array, precision: Precision) -> jax.Array:
+    """float32 x in `precision`, to keep: bfloat16 as its bits, uint16.
+
+    XLA:CPU converts whole stacked arrays of bfloat16 where a scan reads or writes a slice of them.
+    """
+    if precision == "float32":
+        return x
+    bits = lax.bitcast_convert_type(x, jnp.uint32)
+    return (bits + 0x7FFF + (bits >> 16 & 1) >> 16).astype(jnp.uint16)  # to the nearest, of two the even
+
+
+def unpacked(x: jax.Array) -> jax.Array:
+    """What `packed` made → float32."""
+    if x.dtype == jnp.float32:
+        return x
+    return lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
+
+
+def as_operand(x: jax.Array) -> jax.Array:
+    """What `packed` made → float32 or bfloat16, to multiply."""
+    return x if x.dtype == jnp.float32 else lax.bitcast_convert_type(x, jnp.bfloat16)
+
+
 def product(x: jax.Array, y: jax.Array, precision: Precision) -> jax.Array:
     """x [.., K] · y [K, N] → [.., N], of inputs rounded to `precision`, summed in float32."""
     x, y = x.astype(precision), y.astype(precision)
@@ -34,7 +57,7 @@ def transposed(x: jax.Array) -> jax.Array:
     XLA:CPU would fold a transposition into the product that reads it, at half the speed in bfloat16; it does not if
     the axes that are joined were apart.
     """
-    x = x.reshape(-1, x.shape[-1])
+    x = lax.optimization_barrier(x.reshape(-1, x.shape[-1]))
     halves = x.reshape(2 - len(x) % 2, -1, x.shape[-1])
     return lax.optimization_barrier(halves.transpose(2, 0, 1).reshape(x.shape[-1], -1))
 
@@ -248,22 +271,36 @@ def lstm(
     return outputs, state
 
 
+class Kept(NamedTuple):
+    """What the backward pass of an LSTM layer needs of every position, packed but for the cells.
+
+    read     [T, B, 2P] what the product read, [x; h]
+    gates    [T, B, D] each: σ(i), tanh(j), σ(f + 1), σ(o)
+    cell     [T, B, D] the cell before the position
+    """
+
+    read: jax.Array
+    gates: list[jax.Array]
+    cell: jax.Array
+
+
 def _lstm_scan(parameters, inputs, state, reset, start, used, model, precision, keep):
-    """Outputs [T, B, P], if `keep` what the backward pass needs of every position, and the state."""
+    """Outputs [T, B, P], if `keep` what the backward pass needs, and the state."""
     parameters = {name: array.astype("float32" if name == "bias" else precision) for name, array in parameters.items()}
 
     def step(state, at):
         x, begins, _ = at
         if begins is not None:
             state = jax.tree.map(lambda old, new: jnp.where(begins[:, None], new[None], old), state, start)
-        z = product(jnp.concatenate([x, state.hidden], -1), parameters["kernel"], precision) + parameters["bias"][None]
+        read = packed(jnp.concatenate([x, state.hidden], -1), precision)
+        z = product(as_operand(read), parameters["kernel"], precision) + parameters["bias"][None]
         i, j, f, o = jnp.split(z, 4, -1)
         i, j, f, o = sigmoid(i), jnp.tanh(j), sigmoid(f + 1), sigmoid(o)
         cell = clip(f * state.cell + i * j, model.cell_clip)
         hidden = o * jnp.tanh(cell)
         if "projection" in parameters:  # as in TensorFlow, the output is clipped only if it is projected
             hidden = clip(product(hidden, parameters["projection"], precision), model.projection_clip)
-        kept = ([gate.astype(precision) for gate in (i, j, f, o)], cell) if keep else None
+        kept = Kept(read, [packed(gate, precision) for gate in (i, j, f, o)], state.cell) if keep else None
         return LSTMState(cell, hidden), (hidden, kept)
 
     def step_if_used(state, at):
@@ -278,7 +315,7 @@ def _lstm_forward(parameters, inputs, state, reset, start, used, model, precisio
     if used is not None:
         raise NotImplementedError("positions can be left out at inference only")
     outputs, kept, end = _lstm_scan(parameters, inputs, state, reset, start, None, model, precision, keep=True)
-    return (outputs, end), (parameters, inputs, state, reset, start, outputs, kept)
+    return (outputs, end), (parameters, reset, start, outputs, kept)
 
 
 def _lstm_backward(model, precision, saved, gradient):
@@ -286,28 +323,21 @@ def _lstm_backward(model, precision, saved, gradient):
 
     In the scan, as autodiff has them, they would be read and written again at every position.
     """
-    parameters, inputs, state, reset, start, outputs, (gates, cells) = saved
+    parameters, reset, start, outputs, kept = saved
     kernel = transposed(parameters["kernel"].astype(precision))
     projection = transposed(parameters["projection"].astype(precision)) if "projection" in parameters else None
-
-    def before(initial, after, begin):
-        """What each position found: [T, B, ..]."""
-        found = jnp.concatenate([initial[None], after[:-1]])
-        return found if reset is None else jnp.where(reset[:, :, None], begin[None, None], found)
-
-    cells_before = before(state.cell, cells, start and start.cell)
-    hidden_before = before(state.hidden, outputs, start and start.hidden)
     within = lambda x, limit: jnp.ones_like(x) if limit is None else (jnp.abs(x) < limit).astype(jnp.float32)
 
     def step(carry, at):
         (of_cell, of_hidden), of_start = carry
-        of_output, output, kept, cell, cell_before, begins = at
-        i, j, f, o = (gate.astype(jnp.float32) for gate in kept)
+        of_output, output, gates, cell_before, begins = at
+        i, j, f, o = (unpacked(gate) for gate in gates)
         of_hidden = of_hidden + of_output
         of_unprojected = of_hidden
         if projection is not None:
-            of_hidden = of_hidden * within(output, model.projection_clip)
-            of_unprojected = product(of_hidden, projection, precision)
+            of_hidden = packed(of_hidden * within(output, model.projection_clip), precision)
+            of_unprojected = product(as_operand(of_hidden), projection, precision)
+        cell = clip(f * cell_before + i * j, model.cell_clip)
         tanh = jnp.tanh(cell)
         of_cell = (of_cell + of_unprojected * o * (1 - tanh * tanh)) * within(cell, model.cell_clip)
         of_z = [
@@ -316,28 +346,28 @@ def _lstm_backward(model, precision, saved, gradient):
             of_cell * cell_before * f * (1 - f),
             of_unprojected * tanh * o * (1 - o),
         ]
-        of_z = jnp.concatenate(of_z, -1).astype(precision)
-        of_x, of_hidden_before = jnp.split(product(of_z, kernel, precision), 2, -1)
+        of_z = jnp.concatenate([packed(part, precision) for part in of_z], -1)
+        of_x, of_hidden_before = jnp.split(product(as_operand(of_z), kernel, precision), 2, -1)
         of_before = LSTMState(of_cell * f, of_hidden_before)
         if begins is not None:
             from_start = jax.tree.map(lambda g: jnp.where(begins[:, None], g, 0.0), of_before)
             of_start = jax.tree.map(lambda total, g: total + g.sum(0), of_start, from_start)
             of_before = jax.tree.map(lambda g: jnp.where(begins[:, None], 0.0, g), of_before)
-        return (of_before, of_start), (of_x, of_z, of_hidden)
+        return (of_before, of_start), (of_x, of_z, of_hidden, packed(o * tanh, precision))
 
     of_outputs, of_end = gradient
     of_start = jax.tree.map(jnp.zeros_like, start)
-    positions = of_outputs, outputs, gates, cells, cells_before, reset
-    (of_state, of_start), (of_inputs, of_z, of_hidden) = lax.scan(step, (of_end, of_start), positions, reverse=True)
-    flat = lambda x: x.reshape(-1, x.shape[-1])
-    read = jnp.concatenate([inputs, hidden_before], -1).astype(precision)
+    positions = of_outputs, outputs, kept.gates, kept.cell, reset
+    (of_state, of_start), found = lax.scan(step, (of_end, of_start), positions, reverse=True)
+    of_inputs, *found = found
+    flat = lambda x: as_operand(x.reshape(-1, x.shape[-1]))
+    of_z, of_hidden, unprojected = map(flat, found)
     of_parameters = {
-        "kernel": product(transposed(read), flat(of_z), precision),
-        "bias": flat(of_z).astype(jnp.float32).sum(0),
+        "kernel": product(transposed(flat(kept.read)), of_z, precision),
+        "bias": product(jnp.ones((1, len(of_z))), of_z, precision)[0],
     }
     if projection is not None:
-        unprojected = (gates[3].astype(jnp.float32) * jnp.tanh(cells)).astype(precision)
-        of_parameters["projection"] = product(transposed(unprojected), flat(of_hidden), precision)
+        of_parameters["projection"] = transposed(product(transposed(of_hidden), unprojected, precision))
     return of_parameters, of_inputs, of_state, None, of_start, None
 
 
