@@ -99,45 +99,58 @@ def convolutions(parameters: dict, characters: jax.Array, model: ModelConfig, pr
     return jnp.concatenate(features, -1)
 
 
-def highways(parameters: dict, x: jax.Array, model: ModelConfig, precision: Precision) -> tuple[jax.Array, list]:
-    """Features [c, F] → word vectors [c, P], and what each highway layer read and made of it, for the backward pass.
+def highway(x: jax.Array, gate: jax.Array, transformed: jax.Array) -> jax.Array:
+    """What a highway layer makes of x."""
+    return gate * transformed + (1 - gate) * x
+
+
+def highways(
+    parameters: dict, x: jax.Array, model: ModelConfig, precision: Precision
+) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+    """Features [c, F] → word vectors [c, P], and each highway layer's gate and transformation, for the backward pass.
 
     Highway layer (Srivastava et al. 2015): g · relu(x Wt + bt) + (1 - g) · x, g = σ(x Wc + bc).
     """
-    kept = []
+    layers = []
     for number in range(model.highway_layers):
         transform_kernel, transform_bias, carry_kernel, carry_bias = (
             parameters[f"{name}_{number}"] for name in HIGHWAY
         )
         gate = jax.nn.sigmoid(product(x, carry_kernel, precision) + carry_bias[None])
         transformed = jax.nn.relu(product(x, transform_kernel, precision) + transform_bias[None])
-        kept.append((x, gate, transformed))
-        x = gate * transformed + (1 - gate) * x
-    kept.append(x)
+        layers.append((gate, transformed))
+        x = highway(x, gate, transformed)
     if "projection_kernel" in parameters:
         x = product(x, parameters["projection_kernel"], precision) + parameters["projection_bias"][None]
-    return x, kept
+    return x, layers
 
 
 def highways_gradients(
-    parameters: dict, kernels: dict, kept: list, gradient: jax.Array, precision: Precision
+    parameters: dict, x: jax.Array, layers: list, gradient: jax.Array, kernels: dict, precision: Precision
 ) -> tuple[dict, jax.Array]:
-    """Gradients of the parameters of `highways` and of its features, given `kernels`: its kernels transposed."""
-    *layers, x = kept
+    """Gradients of the parameters of `highways` and of its features x, given `kernels`: its kernels transposed."""
+    read = [x]
+    for layer in layers:
+        read.append(highway(read[-1], *layer))
     found = {}
     if "projection_kernel" in parameters:
-        found["projection_kernel"] = product(transposed(x), gradient, precision)
+        found["projection_kernel"] = product(transposed(read[-1].astype(precision)), gradient, precision)
         found["projection_bias"] = gradient.sum(0)
         gradient = product(gradient, kernels["projection_kernel"], precision)
-    for number, (x, gate, transformed) in reversed(list(enumerate(layers))):
+    for number, (x, (gate, transformed)) in reversed(list(enumerate(zip(read[:-1], layers, strict=True)))):
         of_transform = jnp.where(transformed > 0, gradient * gate, 0.0)
         of_carry = gradient * (transformed - x) * gate * (1 - gate)
         gradient = gradient * (1 - gate)
         for name, of_products in (("transform", of_transform), ("carry", of_carry)):
-            found[f"{name}_kernel_{number}"] = product(transposed(x), of_products, precision)
+            found[f"{name}_kernel_{number}"] = product(transposed(x.astype(precision)), of_products, precision)
             found[f"{name}_bias_{number}"] = of_products.sum(0)
             gradient = gradient + product(of_products, kernels[f"{name}_kernel_{number}"], precision)
     return found, gradient
+
+
+def spelled_vectors(parameters: dict, characters: jax.Array, model: ModelConfig, precision: Precision) -> jax.Array:
+    """Character ids [c, C] → word vectors [c, P]."""
+    return highways(parameters, convolutions(parameters, characters, model, precision), model, precision)[0]
 
 
 def _rounded(parameters: dict, precision: Precision) -> dict:
@@ -146,25 +159,23 @@ def _rounded(parameters: dict, precision: Precision) -> dict:
     return {name: round_if(name, array) for name, array in parameters.items()}
 
 
-def spelled_vectors(parameters: dict, characters: jax.Array, model: ModelConfig, precision: Precision) -> jax.Array:
-    """Character ids [c, C] → word vectors [c, P]."""
-    return highways(parameters, convolutions(parameters, characters, model, precision), model, precision)[0]
-
-
-def _chunks(
-    characters: jax.Array, count: jax.Array, model: ModelConfig
-) -> tuple[jax.Array, jax.Array, tuple[int, ...]]:
-    """Character ids [U, C] as chunks [k, c, C]; how many columns to read of each: 0 or the n-th of a few widths [k].
-
-    0 where a chunk holds none of the first `count` words.
-    """
+def _chunks(characters: jax.Array) -> jax.Array:
+    """Character ids [U, C] as chunks [k, c, C]."""
     size = min(len(characters), CHUNK)
     padding = (0, -len(characters) % size), (0, 0)
-    chunks = jnp.pad(characters, padding, constant_values=PADDING).reshape(-1, size, characters.shape[1])
+    return jnp.pad(characters, padding, constant_values=PADDING).reshape(-1, size, characters.shape[1])
+
+
+def _at_width(function, characters: jax.Array, model: ModelConfig, *arguments):
+    """`function(columns of characters, *arguments)` with as few of the columns of [c, C] as the longest word needs.
+
+    Few widths are distinguished, each of which is compiled.
+    """
     widths = character_widths(characters.shape[1])
-    needed = jnp.minimum((chunks != PADDING).sum(-1).max(-1) + model.widest_filter, characters.shape[1])
-    choice = 1 + jnp.searchsorted(np.array(widths), needed)
-    return chunks, jnp.where(np.arange(len(chunks)) * size < count, choice, 0), widths
+    needed = jnp.minimum((characters != PADDING).sum(-1).max() + model.widest_filter, characters.shape[1])
+    at = lambda width: lambda characters, *arguments: function(characters[:, :width], *arguments)
+    choice = jnp.searchsorted(np.array(widths), needed)
+    return lax.switch(choice, [at(width) for width in widths], characters, *arguments)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -177,56 +188,53 @@ def character_cnn(
     every window. Of each chunk only as many columns are read as its longest word needs, so words of like length
     should lie together.
     """
-    return _cnn_scan(parameters, characters, count, model, precision, keep=False)[0]
-
-
-def _cnn_scan(parameters, characters, count, model, precision, keep):
-    """Vectors [U, P], and if `keep` what `highways` keeps of every chunk."""
-    rounded = _rounded(parameters, precision)
-    chunks, choices, widths = _chunks(characters, count, model)
-
-    def encode(characters):
-        features = convolutions(rounded, characters, model, precision)
-        vectors, kept = highways(rounded, features, model, precision)
-        return vectors, kept if keep else None
-
-    def step(_, chunk):
-        read = [lambda characters, width=width: encode(characters[:, :width]) for width in widths]
-        shapes = jax.eval_shape(read[-1], chunk[0])
-        nothing = lambda _: jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-        return None, lax.switch(chunk[1], [nothing, *read], chunk[0])
-
-    _, (vectors, kept) = lax.scan(step, None, (chunks, choices))
-    return vectors.reshape(-1, model.projection_dim)[: len(characters)], kept
+    return _character_cnn_forward(parameters, characters, count, model, precision)[0]
 
 
 def _character_cnn_forward(parameters, characters, count, model, precision):
-    vectors, kept = _cnn_scan(parameters, characters, count, model, precision, keep=True)
+    chunks, rounded = _chunks(characters), _rounded(parameters, precision)
+
+    def spell(characters):
+        read = lambda characters: convolutions(rounded, characters, model, precision)
+        features = _at_width(read, characters, model)
+        vectors, layers = highways(rounded, features, model, precision)
+        return vectors, jax.tree.map(lambda array: packed(array, precision), (features, layers))
+
+    def step(_, chunk):
+        characters, first = chunk
+        nothing = lambda characters: jax.tree.map(
+            lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(spell, characters)
+        )
+        return None, lax.cond(first < count, spell, nothing, characters)
+
+    firsts = np.arange(len(chunks)) * chunks.shape[1]
+    _, (vectors, kept) = lax.scan(step, None, (chunks, firsts))
+    vectors = vectors.reshape(-1, model.projection_dim)[: len(characters)]
     return vectors, (parameters, characters, count, kept)
 
 
 def _character_cnn_backward(model, precision, saved, gradient):
     parameters, characters, count, kept = saved
-    rounded = _rounded(parameters, precision)
+    chunks, rounded = _chunks(characters), _rounded(parameters, precision)
     kernels = {name: transposed(array) for name, array in rounded.items() if "_kernel" in name}
-    chunks, choices, widths = _chunks(characters, count, model)
     of_convolutions = {name: array for name, array in parameters.items() if name.split("_")[0] in CONVOLUTION}
-
-    def step(total, chunk):
-        def add(total, width):
-            characters, _, kept, gradient = chunk
-            found, gradient = highways_gradients(rounded, kernels, kept, gradient, precision)
-            features = lambda parameters: convolutions(parameters, characters[:, :width], model, precision)
-            found |= jax.vjp(features, of_convolutions)[1](gradient)[0]
-            return jax.tree.map(jnp.add, total, found)
-
-        branches = [lambda total: total, *(functools.partial(add, width=width) for width in widths)]
-        return lax.switch(chunk[1], branches, total), None
-
     padding = chunks.shape[0] * chunks.shape[1] - len(characters)
     gradients = jnp.pad(gradient, ((0, padding), (0, 0))).reshape(*chunks.shape[:2], -1)
-    total, _ = lax.scan(step, jax.tree.map(jnp.zeros_like, parameters), (chunks, choices, kept, gradients))
-    return total, None, None
+
+    def of_parameters(characters, gradient):
+        features = lambda parameters: convolutions(parameters, characters, model, precision)
+        return jax.vjp(features, of_convolutions)[1](gradient)[0]
+
+    def add(number, total):
+        characters, kept_of_chunk, gradient = jax.tree.map(lambda array: array[number], (chunks, kept, gradients))
+        features, layers = jax.tree.map(unpacked, kept_of_chunk)
+        found, gradient = highways_gradients(rounded, features, layers, gradient, kernels, precision)
+        found |= _at_width(of_parameters, characters, model, gradient)
+        return jax.tree.map(jnp.add, total, found)
+
+    # Not a scan: the sums would be copied wherever a chunk is left out.
+    used = -(-count // chunks.shape[1])
+    return lax.fori_loop(0, used, add, jax.tree.map(jnp.zeros_like, parameters)), None, None
 
 
 character_cnn.defvjp(_character_cnn_forward, _character_cnn_backward)
