@@ -114,17 +114,19 @@ def sample_negatives(vocabulary_size: int, count: int, key: tuple[int, ...]) -> 
     Returns them, int32 [count], and the number of draws that it took (TensorFlow's log_uniform_candidate_sampler with
     unique=True). The result is a function of `key`.
     """
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
-    draws, first = np.empty(0, np.int32), np.empty(vocabulary_size, np.int32)
+    generator = np.random.Generator(np.random.PCG64(key))
+    first, size, parts = np.empty(vocabulary_size, np.int32), 2 * count, []
     while True:
-        uniform = generator.random(max(2 * count, len(draws)))
-        more = np.exp(uniform * np.log(vocabulary_size + 1)).astype(np.int32) - 1
-        draws = np.concatenate([draws, np.minimum(more, np.int32(vocabulary_size - 1))])
+        uniform = generator.random(size)
+        uniform *= np.log(vocabulary_size + 1)
+        parts.append(np.minimum(np.exp(uniform, out=uniform).astype(np.int32) - 1, np.int32(vocabulary_size - 1)))
+        draws = parts[0] if len(parts) == 1 else np.concatenate(parts)
         numbers = np.arange(len(draws), dtype=np.int32)
         first[draws[::-1]] = numbers[::-1]  # of each word drawn the first draw: written last
         kept = np.flatnonzero(first[draws] == numbers)[:count]
         if len(kept) == count:
             return draws[kept], int(kept[-1]) + 1
+        size = len(draws)
 
 
 def log_expected_count(ids: jax.Array, draws: jax.Array, vocabulary_size: int) -> jax.Array:

@@ -179,8 +179,10 @@ def make_batch(
         types, inverse = np.unique(part, return_inverse=True)
         spelled = encode(types)
         if spelled.ndim == 2:  # words of like length together, as the char CNN wants them
-            order = np.argsort((spelled != PADDING).sum(1), kind="stable")
-            spelled, inverse = spelled[order], np.argsort(order)[inverse]
+            order = np.argsort((spelled != PADDING).sum(1, dtype=np.uint16), kind="stable")  # 16 bits: a radix sort
+            place = np.empty_like(order)
+            place[order] = np.arange(len(order))
+            spelled, inverse = spelled[order], place[inverse]
         numbers[device], count[device] = inverse.reshape(part.shape), len(types)
         words.append(np.resize(spelled, (part.size, *spelled.shape[1:])))
     return Batch(
