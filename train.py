@@ -10,7 +10,9 @@ import math
 import os
 import signal
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -131,7 +133,7 @@ def run(arguments: Arguments) -> None:
         raise InputError(f"{workdir.path} holds a finished model but no checkpoints; give another --workdir")
     start = restored or start
     workdir.keep_metrics(restored and restored.step)
-    state, lstm_state = parallel.replicate(start.shared), parallel.shard(start.rows)
+    state, lstm_state = training.place(config, start.shared), parallel.shard(start.rows)
     first, position = start.step, start.progress["position"]
     del parameters, start, restored, init
 
@@ -144,10 +146,8 @@ def run(arguments: Arguments) -> None:
         seed=train.seed,
         position=position,
     )
-    train_step = parallel.parallel(
-        functools.partial(training.train_step, config), (None, 0, 0, 0, None), (None, 0, None), donate=(0, 1)
-    )
-    evaluate = evaluator(config.model)
+    train_step = training.step_on_devices(config)
+    evaluate = evaluator(config.model, split=training.is_split(config))
     row_numbers = np.array(own, np.int32).reshape(parallel.device_count(), -1)
     tokens = rows * train.window  # predictions of each direction in a step
     size = sum(array.size for array in jax.tree.leaves(state.parameters["bilm"]))
@@ -218,13 +218,17 @@ def run(arguments: Arguments) -> None:
     )
     clock, since, unread = time.perf_counter(), first, None
     inputs = prefetch(read_inputs())
+    profiler = Profiler(workdir, range(first + 3, train.steps + 1)[: 3 if train.profile and first_process else 0], say)
     with Termination() as told_to_end, contextlib.closing(inputs):
         for step in range(first + 1, train.steps + 1):
+            profiler.begin(step)
             batch, negatives, position = next(inputs)
-            state, lstm_state, metrics = train_step(state, lstm_state, batch, row_numbers, negatives)
+            with jax.profiler.StepTraceAnnotation("train_step", step_num=step):
+                state, lstm_state, metrics = train_step(state, lstm_state, batch, row_numbers, negatives)
             if unread is not None:  # metrics of the step before, read while the device works on this one
                 report(*unread)
             unread = step, position["sentence"], metrics
+            profiler.end(step, metrics)
             ends = told_to_end(step)
             evaluates = heldout is not None and (step % train.eval_every == 0 or step == train.steps)
             if ends or evaluates or step % train.checkpoint_every == 0 or step == train.steps:
@@ -232,7 +236,7 @@ def run(arguments: Arguments) -> None:
                 unread, paused = None, time.perf_counter()
                 perplexity = measure_heldout(step) if evaluates else None
                 workdir.flush()
-                shared, own_state = parallel.fetch(state), parallel.gather(lstm_state)
+                shared, own_state = training.whole(config, state, len(vocabulary)), parallel.gather(lstm_state)
                 checkpoints.save(Checkpoint(step, shared, own_state, {"position": position}), perplexity)
                 clock += time.perf_counter() - paused
             if ends:
@@ -243,10 +247,35 @@ def run(arguments: Arguments) -> None:
     bar.close()
     checkpoints.close()
     workdir.flush()
+    trained = training.whole(config, state, len(vocabulary)).parameters
     if first_process:
-        write_folder(workdir.model, config.model, parallel.fetch(state.parameters), vocabulary)
+        write_folder(workdir.model, config.model, trained, vocabulary)
         say(f"wrote {workdir.model}")
     parallel.barrier("done")
+
+
+@dataclass
+class Profiler:
+    """Traces some steps with JAX's profiler."""
+
+    workdir: Workdir
+    steps: range
+    say: Callable[[str], None]
+
+    def begin(self, step: int) -> None:
+        """Called before each step."""
+        if step in self.steps[:1]:
+            self.folder = tempfile.TemporaryDirectory()
+            jax.profiler.start_trace(self.folder.name)
+
+    def end(self, step: int, result: Any) -> None:
+        """Called after each step with what it computes."""
+        if step in self.steps[-1:]:
+            jax.block_until_ready(result)
+            jax.profiler.stop_trace()
+            self.workdir.keep_profile(Path(self.folder.name))
+            self.folder.cleanup()
+            self.say(f"traced steps {self.steps[0]:,} to {step:,} into {self.workdir.profile}")
 
 
 class Termination:

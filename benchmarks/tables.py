@@ -1,6 +1,6 @@
 """Prints results as tables and keeps those in Markdown files up to date.
 
-    python -m benchmarks.tables README.md benchmarks/README.md
+    python -m benchmarks.tables README.md benchmarks/README.md benchmarks/SCALING.md
 
 Between `<!-- table NAME.json -->` and `<!-- end -->` the table of results/NAME.json is written.
 """
@@ -9,6 +9,8 @@ import json
 import re
 import sys
 from pathlib import Path
+
+import numpy as np
 
 from benchmarks.systems import RESULTS
 
@@ -123,10 +125,29 @@ def training(result: dict) -> str:
     speeds = [row["input_tokens_per_second"] for row in result["systems"] if "input_tokens_per_second" in row]
     note = (
         f"Config {result['config']}, {result['rows']} rows of {result['window']} positions, {result['negatives']} "
-        f"negatives, {result['repeats']} rounds of one step. Input pipeline alone: {min(speeds):,.0f} tokens/s. "
-        f"{about(result)}.\n"
+        f"negatives, {result['repeats']} rounds of {result['steps']} steps. Input pipeline alone: {min(speeds):,.0f} "
+        f"tokens/s. {about(result)}.\n"
     )
     return markdown(heads, rows) + "\n" + note
+
+
+def curves(result: dict) -> str:
+    """The table of `benchmarks.curves`: losses at some steps, and how far apart the runs are."""
+    losses = {name: np.array(values) for name, values in result["losses"].items()}
+    steps = len(losses["float32"])
+    shown = [number for number in (1, 10, 30, 100, 300, 1000, 3000) if number < steps] + [steps]
+    rows = [[f"{number:,}", *(f"{values[number - 1]:.5f}" for values in losses.values())] for number in shown]
+    last = slice(-(steps // 10), None)
+    exact, ends = losses["float32"], {name: values[last].mean() for name, values in losses.items()}
+    plain = np.abs(losses["plain"] / exact - 1)
+    note = (
+        f"Plain and float32 differ by {plain[:100].max():.1e} at most in the first 100 steps, by {plain.max():.1e} in "
+        f"all {steps}. Mean of the last {steps // 10} losses: plain {ends['plain']:.4f}, float32 "
+        f"{ends['float32']:.4f}, bfloat16 {ends['bfloat16']:.4f} ({ends['bfloat16'] / ends['float32'] - 1:+.3%}). "
+        f"Config {result['config']}, {result['rows']} rows of {result['window']} positions, "
+        f"{result['vocabulary_size']:,} words. {about(result)}.\n"
+    )
+    return markdown(["step", "plain, float32", "float32", "bfloat16"], rows) + "\n" + note
 
 
 def forms(result: dict) -> str:
@@ -161,7 +182,51 @@ def changes(result: dict) -> str:
     return markdown(["change", "tokens/s (min – max)", "ratio"], rows) + "\n" + note
 
 
-TABLES = {table.__name__: table for table in (embedding, text_length, precision, training, forms, changes)}
+def scaling(result: dict) -> str:
+    """The tables of `benchmarks.scaling`."""
+    heads = ["vocabulary", "rows", "window", "devices", "distinct words", "operations", "all-reduce", "all-gather"]
+    heads += ["state", "temporary"]
+    rows = []
+    for row in result["counted"]:
+        sizes = [str(row[name]) for name in ("rows", "window", "devices")]
+        exchanged = [f"{row['exchanged'].get(name, 0) / 1e6:,.1f} MB" for name in ("all-reduce", "all-gather")]
+        memory = [f"{row[name] / GIB:.2f} GiB" for name in ("state_bytes", "temporary_bytes")]
+        counts = [f"{row['distinct_words']:,}", f"{row['operations'] / 1e12:.3f} T"]
+        rows.append([f"{row['vocabulary_size']:,}", *sizes, *counts, *exchanged, *memory])
+    text = markdown(heads, rows) + f"\nOf each device. Config {result['config']}, bfloat16. {about(result)}.\n\n"
+    heads = ["machine", "products", "memory", "network", "input", "steps/s", "tokens/s", "ten epochs", "dollars"]
+    rows, sums = [], []
+    for row in result["predictions"]:
+        parts = [row[f"{name}_seconds"] for name in ("products", "memory", "network", "input")]
+        slow, fast = 1 / sum(parts), 1 / max(parts)
+        tokens = result["tokens_per_device"] * row["devices"]
+        hours = [result["run_tokens"] / (speed * tokens) / 3600 for speed in (fast, slow)]
+        dollars = [time * row["devices"] * row["dollars_per_device_hour"] for time in hours]
+        rows.append(
+            [
+                row["name"],
+                *(f"{1000 * part:.1f} ms" for part in parts),
+                f"{slow:.0f} – {fast:.0f}",
+                f"{slow * tokens:,.0f} – {fast * tokens:,.0f}",
+                f"{hours[0]:.1f} – {hours[1]:.1f} h",
+                f"{dollars[0]:,.0f} – {dollars[1]:,.0f}",
+            ]
+        )
+        rates = [figure / 1e9 for figure in row["figures"]]
+        operations = result["counted"][0]["operations"] / 1e9
+        sums.append(
+            f"{row['name']}: products {operations:,.0f} / ({row['share']} x {rates[0]:,.0f}); memory "
+            f"{row['moved_bytes'] / 1e9:.2f} / {rates[1]:,.0f}; network 2 (1 - 1/{row['devices']}) x "
+            f"{row['reduced_bytes'] / 1e9:.2f} / {rates[2]:,.0f} ({row['softmax_rows']:,} rows of the softmax); "
+            f"{row['dollars_per_device_hour']:.2f} dollars a device and hour\n"
+        )
+    note = f"Ten epochs are {result['run_tokens']:,} tokens. In billions, of operations, bytes, and either a second:\n"
+    return text + markdown(heads, rows) + f"\n{note}\n```\n{''.join(sums)}```\n"
+
+
+TABLES = {
+    table.__name__: table for table in (embedding, text_length, precision, training, curves, forms, changes, scaling)
+}
 
 
 def table(path: Path) -> str:

@@ -84,7 +84,7 @@ class TrainConfig:
     dropout: float = 0.1
     """Dropout on every LSTM layer's input and before the softmax."""
     softmax: Literal["sampled", "full"] = "sampled"
-    """Training loss: sampled softmax over random negatives, or over the whole vocabulary."""
+    """Training loss: sampled softmax over random negatives, or over the whole vocabulary, divided among the devices."""
     negatives: int = 8192
     """Unique log-uniform negatives of each direction in a step (sampled softmax)."""
     precision: Precision = "float32"
@@ -97,6 +97,8 @@ class TrainConfig:
     """Steps between measurements of held-out perplexity; it is measured before the first and after the last as well."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
+    profile: bool = False
+    """Write a trace of the third to fifth step of this command to WORKDIR/profile, for TensorBoard and Perfetto."""
 
 
 @dataclass(frozen=True)

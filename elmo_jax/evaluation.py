@@ -14,6 +14,7 @@ from elmo_jax.losses import full_softmax_loss
 from elmo_jax.model import BiLM, State, zero_state
 from elmo_jax.parallel import AXIS, parallel
 from elmo_jax.streams import Batch
+from elmo_jax.training import softmax_axes
 
 
 class Perplexity(NamedTuple):
@@ -31,20 +32,21 @@ def evaluation_step(
     lstm_state: State,
     batch: Batch,
     start: State | None,
+    axis: str | None = None,
 ) -> tuple[tuple[jax.Array, jax.Array], State]:
     """Full-softmax loss of one window: (sum over all devices' tokens of each direction [2], tokens []), LSTM state.
 
-    With `start` the state becomes `start` at each beginning of a sentence; otherwise it is carried on.
+    With `start` the state becomes `start` at each beginning of a sentence; otherwise it is carried on. `axis` as in
+    `full_softmax_loss`.
     """
     softmax = parameters["softmax"]
     bilm = BiLM(model, len(softmax["weight"]), precision)
     reset = None if start is None else batch.reset
     inputs = batch.words, batch.count, batch.forward, batch.backward, lstm_state
     activations, lstm_state = bilm.apply({"params": parameters["bilm"]}, *inputs, reset=reset, start=start)
+    table = softmax["weight"], softmax["bias"]
     losses = [
-        full_softmax_loss(
-            hidden.reshape(-1, hidden.shape[-1]), softmax["weight"], softmax["bias"], targets.reshape(-1), precision
-        )
+        full_softmax_loss(hidden.reshape(-1, hidden.shape[-1]), *table, targets.reshape(-1), precision, axis)
         for hidden, targets in zip(activations[:, -1], batch.targets, strict=True)
     ]
     mask = batch.mask.reshape(-1)
@@ -52,13 +54,14 @@ def evaluation_step(
     return lax.psum((sums, mask.sum()), AXIS), lstm_state
 
 
-def evaluator(model: ModelConfig, precision: Precision = "float32"):
+def evaluator(model: ModelConfig, precision: Precision = "float32", split: bool = False):
     """Compiles `evaluate(parameters, batches, start) → Perplexity` for as many devices as the batches have.
 
-    parameters as in TrainState; batches from a LanguageModelStream; start as in
-    `evaluation_step`.
+    parameters as in TrainState, with `split` each device's own words of the softmax; batches from a
+    LanguageModelStream; start as in `evaluation_step`.
     """
-    step = parallel(functools.partial(evaluation_step, model, precision), (None, 0, 0, None), (None, 0))
+    step = functools.partial(evaluation_step, model, precision, axis=AXIS if split else None)
+    step = parallel(step, (softmax_axes(split), 0, 0, None), (None, 0))
 
     def evaluate(parameters: dict[str, Any], batches: Iterable[Batch], start: State | None = None) -> Perplexity:
         sums, tokens, lstm_state, unread = np.zeros(2), 0, None, None

@@ -11,8 +11,8 @@ from jax import lax
 from elmo_jax.config import Precision
 from elmo_jax.layers import matmul, product, transposed
 
-# Words of the vocabulary whose logits are held at a time.
-BLOCK = 8192
+# Logits that the full softmax holds at a time, of all tokens for a block of the vocabulary.
+BLOCK = 2**24
 
 
 class Softmax(nn.Module):
@@ -31,9 +31,9 @@ class Softmax(nn.Module):
         }
 
 
-def blocks(vocabulary_size: int) -> tuple[int, jax.Array, jax.Array]:
+def blocks(vocabulary_size: int, tokens: int) -> tuple[int, jax.Array, jax.Array]:
     """Size of a block, first word of each [n], and which of its words no earlier block has [n, block]."""
-    size = min(BLOCK, vocabulary_size)
+    size = min(max(BLOCK // tokens, 1), vocabulary_size)
     begins = np.arange(0, vocabulary_size, size)
     firsts = np.minimum(begins, vocabulary_size - size)  # the last block overlaps the one before
     return size, jnp.asarray(firsts), jnp.asarray(firsts[:, None] + np.arange(size) >= begins[:, None])
@@ -48,7 +48,7 @@ def block_logits(hidden, weight, bias, first, new, size, precision):
 
 def log_normaliser(hidden: jax.Array, weight: jax.Array, bias: jax.Array, precision: Precision) -> jax.Array:
     """log Σ_v exp(h·w_v + b_v): hidden [N, P], weight [V, P], bias [V] → [N]."""
-    size, firsts, new = blocks(len(weight))
+    size, firsts, new = blocks(len(weight), len(hidden))
 
     def step(carry, block):
         largest, total = carry
@@ -62,30 +62,51 @@ def log_normaliser(hidden: jax.Array, weight: jax.Array, bias: jax.Array, precis
     return largest + jnp.log(total)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def full_softmax_loss(hidden, weight, bias, targets, precision: Precision = "float32") -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def full_softmax_loss(
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array,
+    targets: jax.Array,
+    precision: Precision = "float32",
+    axis: str | None = None,
+) -> jax.Array:
     """-log p(target): hidden [N, P], weight [V, P], bias [V], targets int32 [N] → [N].
 
-    Never holds [N, V]: forward and backward go over the vocabulary in blocks.
+    Never holds [N, V]: forward and backward go over the vocabulary in blocks. With `axis` each of the n devices along
+    it has its own part of the vocabulary, weight [V / n, P] and bias [V / n], and its own tokens: it scores the tokens
+    of all by its words, so what devices exchange does not grow with V, and the gradients of weight and bias are those
+    of the sum over the tokens of all.
     """
-    return _full_forward(hidden, weight, bias, targets, precision)[0]
+    return _full_forward(hidden, weight, bias, targets, precision, axis)[0]
 
 
-def target_logits(hidden, weight, bias, targets, precision):
-    """Logits [N] of the targets, of inputs rounded to `precision`."""
-    rounded = hidden.astype(precision).astype(jnp.float32), weight[targets].astype(precision).astype(jnp.float32)
-    return (rounded[0] * rounded[1]).sum(-1) + bias[targets]
+def _full_forward(hidden, weight, bias, targets, precision, axis):
+    everyones, first = hidden, 0
+    if axis is not None:
+        everyones, targets = (lax.all_gather(array, axis, tiled=True) for array in (hidden, targets))
+        first = lax.axis_index(axis) * len(weight)
+    normaliser = log_normaliser(everyones, weight, bias, precision)
+    places = targets - first
+    here = (places >= 0) & (places < len(weight))
+    places = jnp.where(here, places, 0)
+    rounded = everyones.astype(precision).astype(jnp.float32), weight[places].astype(precision).astype(jnp.float32)
+    of_targets = jnp.where(here, (rounded[0] * rounded[1]).sum(-1) + bias[places], 0.0)
+    if axis is not None:
+        largest = lax.pmax(normaliser, axis)
+        normaliser = largest + jnp.log(lax.psum(jnp.exp(normaliser - largest), axis))
+        of_targets = lax.psum(of_targets, axis)
+    loss = normaliser - of_targets
+    if axis is not None:
+        loss = lax.dynamic_slice_in_dim(loss, lax.axis_index(axis) * len(hidden), len(hidden))
+    return loss, (everyones, weight, bias, places, here, normaliser)
 
 
-def _full_forward(hidden, weight, bias, targets, precision):
-    normaliser = log_normaliser(hidden, weight, bias, precision)
-    loss = normaliser - target_logits(hidden, weight, bias, targets, precision)
-    return loss, (hidden, weight, bias, targets, normaliser)
-
-
-def _full_backward(precision, saved, gradient):
-    hidden, weight, bias, targets, normaliser = saved
-    size, firsts, new = blocks(len(weight))
+def _full_backward(precision, axis, saved, gradient):
+    hidden, weight, bias, places, here, normaliser = saved
+    if axis is not None:
+        gradient = lax.all_gather(gradient, axis, tiled=True)
+    size, firsts, new = blocks(len(weight), len(hidden))
 
     def step(carry, block):
         of_hidden, of_weight, of_bias = carry
@@ -98,11 +119,14 @@ def _full_backward(precision, saved, gradient):
         of_weight = add(of_weight, product(delta.T, hidden, precision))
         return (of_hidden + product(delta, rows, precision), of_weight, add(of_bias, delta.sum(0))), None
 
-    of_hidden = -gradient[:, None] * weight[targets]
-    of_weight = jnp.zeros_like(weight).at[targets].add(-gradient[:, None] * hidden)
-    of_bias = jnp.zeros_like(bias).at[targets].add(-gradient)
-    gradients, _ = lax.scan(step, (of_hidden, of_weight, of_bias), (firsts, new))
-    return *gradients, None
+    of_targets = jnp.where(here, -gradient, 0.0)
+    of_hidden = of_targets[:, None] * weight[places]
+    of_weight = jnp.zeros_like(weight).at[places].add(of_targets[:, None] * hidden)
+    of_bias = jnp.zeros_like(bias).at[places].add(of_targets)
+    (of_hidden, of_weight, of_bias), _ = lax.scan(step, (of_hidden, of_weight, of_bias), (firsts, new))
+    if axis is not None:
+        of_hidden = lax.psum_scatter(of_hidden, axis, tiled=True)
+    return of_hidden, of_weight, of_bias, None
 
 
 full_softmax_loss.defvjp(_full_forward, _full_backward)

@@ -1,5 +1,6 @@
-"""Initial parameters and the pure training step."""
+"""Initial parameters, the pure training step, and the step compiled for all devices."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,21 +12,29 @@ from jax import lax
 from elmo_jax.config import Config, ModelConfig
 from elmo_jax.losses import Softmax, full_softmax_loss, log_expected_count, sample_negatives, sampled_softmax_loss
 from elmo_jax.model import BiLM, State
-from elmo_jax.parallel import AXIS
+from elmo_jax.parallel import AXIS, fetch, gather_words, parallel, replicate, shard_words
 from elmo_jax.streams import Batch
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes and that all devices share.
+    """Everything that a step changes and that does not belong to rows.
 
     step           int32 []: steps done
     parameters     {"bilm": .., "softmax": {"weight" [V, P], "bias" [V]}}
     accumulators   the same tree: Adagrad's sums of squared gradients
+
+    All devices share it, but for the full softmax: then each has its own part of the vocabulary, weight [v, P] and
+    bias [v].
     """
 
     step: jax.Array
     parameters: dict[str, Any]
     accumulators: dict[str, Any]
+
+
+def is_split(config: Config) -> bool:
+    """Whether every device has its own part of the softmax's words."""
+    return config.train.softmax == "full"
 
 
 class Negatives(NamedTuple):
@@ -165,7 +174,7 @@ def loss(
             hidden = dropout(2 * model.layers + direction, hidden)
         hidden = hidden.swapaxes(0, 1).reshape(-1, model.projection_dim)  # [N, P]
         if negatives is None:
-            of_tokens = full_softmax_loss(hidden, *table, of_softmax.targets[direction], train.precision)
+            of_tokens = full_softmax_loss(hidden, *table, of_softmax.targets[direction], train.precision, AXIS)
         else:
             ids = batch.targets[direction].reshape(-1), negatives.ids[direction]
             counts = (log_expected_count(some, negatives.draws[direction], vocabulary_size) for some in ids)
@@ -182,8 +191,20 @@ def loss_gradients(
     """Gradients of `loss`, averaged over devices, the losses [2] of both directions, and the LSTM state."""
     of_parameters = jax.grad(lambda parameters: loss(config, step, parameters, *inputs), has_aux=True)
     gradients, (losses, lstm_state) = of_parameters(parameters)
+    if is_split(config):  # each device has the sum of its words' gradients
+        own = jax.tree.map(lambda gradient: gradient / lax.axis_size(AXIS), gradients["softmax"])
+        shared, losses = lax.pmean((gradients["bilm"], losses), AXIS)
+        return {"bilm": shared, "softmax": own}, losses, lstm_state
     gradients, losses = lax.pmean((gradients, losses), AXIS)
     return gradients, losses, lstm_state
+
+
+def global_norm(config: Config, gradients: dict[str, Any]) -> jax.Array:
+    """Norm [] of the gradients of all parameters, also of words on other devices."""
+    if not is_split(config):
+        return optax.tree.norm(gradients)
+    squares = [optax.tree.norm(gradients[part], squared=True) for part in ("bilm", "softmax")]
+    return jnp.sqrt(squares[0] + lax.psum(squares[1], AXIS))
 
 
 def train_step(
@@ -209,8 +230,8 @@ def train_step(
     gradients, losses, lstm_state = loss_gradients(
         config, state.step, parameters, lstm_state, batch, rows, negatives, of_softmax, vocabulary_size
     )
-    norm = optax.tree.norm(gradients)
-    clipped, _ = optax.clip_by_global_norm(train.clip_norm).update(gradients, optax.EmptyState())
+    norm = global_norm(config, gradients)
+    clipped = jax.tree.map(lambda gradient: gradient * jnp.minimum(1.0, train.clip_norm / norm), gradients)
     sums = optax.ScaleByRssState(of_softmax.select(state.accumulators, 1.0))
     updates, sums = optax.scale_by_rss(eps=0.0).update(clipped, sums)
     parameters = jax.tree.map(lambda value, update: value - train.learning_rate * update, parameters, updates)
@@ -220,3 +241,58 @@ def train_step(
         of_softmax.merge(state.accumulators, sums.sum_of_squares),
     )
     return state, lstm_state, Metrics(losses, norm)
+
+
+def step_on_devices(config: Config, donate: bool = True) -> Callable:
+    """`train_step` on all devices: (state, LSTM state, batch, rows, negatives) → (state, LSTM state, metrics).
+
+    state as `place` makes it; leaves of the LSTM state [devices, b, ..], rows [devices, b]. With `donate` the states
+    that go in are used up.
+    """
+    axes = softmax_axes(is_split(config))
+    of_state = TrainState(None, axes, axes)
+
+    def leaves(state, *inputs):
+        state, *rest = train_step(config, state, *inputs)
+        return (state.step, *(tree[part] for tree in state[1:] for part in axes)), *rest
+
+    of_leaves = None, *axes.values(), *axes.values()
+    in_axes, out_axes = (of_state, 0, 0, 0, None), (of_leaves, 0, None)
+    program = parallel(leaves, in_axes, out_axes, donate=(0, 1) if donate else ())
+
+    def step(*inputs):
+        (number, *trees), lstm_state, metrics = program(*inputs)
+        parameters, accumulators = (dict(zip(axes, part, strict=True)) for part in (trees[:2], trees[2:]))
+        return TrainState(number, parameters, accumulators), lstm_state, metrics
+
+    step.lower = program.lower
+    return step
+
+
+def softmax_axes(split: bool) -> dict[str, int | None]:
+    """Axis of the devices in each part of the parameters."""
+    return {"bilm": None, "softmax": 0 if split else None}
+
+
+# What the places without a word hold where the vocabulary is split: no probability, no gradient.
+NO_WORD = {"weight": 0.0, "bias": -1e30}
+
+
+def place(config: Config, state: TrainState) -> TrainState:
+    """A state of whole arrays, the same on all processes → on all devices."""
+    if not is_split(config):
+        return replicate(state)
+
+    def split(tree, fill):
+        return {"bilm": replicate(tree["bilm"]), "softmax": shard_words(tree["softmax"], fill)}
+
+    sums = dict.fromkeys(NO_WORD, 1.0)
+    return TrainState(replicate(state.step), split(state.parameters, NO_WORD), split(state.accumulators, sums))
+
+
+def whole(config: Config, state: TrainState, vocabulary_size: int) -> TrainState:
+    """The inverse of `place`: NumPy arrays; every process calls it."""
+    if not is_split(config):
+        return fetch(state)
+    join = lambda tree: {"bilm": fetch(tree["bilm"]), "softmax": gather_words(tree["softmax"], vocabulary_size)}
+    return TrainState(fetch(state.step), join(state.parameters), join(state.accumulators))

@@ -1,9 +1,11 @@
-"""A training run's folder: config.json, metrics.jsonl, checkpoints/, model/."""
+"""A training run's folder: config.json, metrics.jsonl, checkpoints/, model/, profile/."""
 
 import dataclasses
 import json
 import math
 import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -14,7 +16,7 @@ from elmo_jax.files import is_remote, writing
 
 # Fields that a run may change when it goes on: they do not touch what a step computes. The number of rows is fixed
 # when a run starts (it is `rows` in config.json), so batch_size may follow the number of devices.
-FREE = {"train.steps", "train.batch_size", "train.checkpoint_every", "train.eval_every", "train.log_every"}
+FREE = {f"train.{name}" for name in ("steps", "batch_size", "checkpoint_every", "eval_every", "log_every", "profile")}
 
 
 class Workdir:
@@ -25,6 +27,7 @@ class Workdir:
         self.config = path / "config.json"
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
+        self.profile = path / "profile"
         self.metrics = path / "metrics.jsonl"
         self._unwritten: list[str] = []
 
@@ -112,6 +115,14 @@ class Workdir:
                 except OSError as error:
                     raise InputError(f"cannot write {self.metrics} ({error})") from None
         self._unwritten = []
+
+    def keep_profile(self, folder: Path) -> None:
+        """Copies a trace of JAX's profiler from a local folder."""
+        for file in filter(Path.is_file, folder.rglob("*")):
+            copy = self.profile / file.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with writing(copy) as partial:
+                shutil.copyfile(file, partial)
 
     @staticmethod
     def _write(file: epath.Path, text: str) -> None:

@@ -28,6 +28,7 @@ import jax
 import numpy as np
 import pytest
 
+from elmo_jax import parallel, training
 from elmo_jax.config import ModelConfig, to_options
 from elmo_jax.weights import weight_shapes, write_arrays
 
@@ -118,6 +119,28 @@ def write_project(folder: Path, **train) -> Path:
     files = {"train": str(folder / "train.txt"), "heldout": str(folder / "heldout.txt")}
     (folder / "mine.py").write_text(CONFIG.format(**files, settings=settings))
     return folder
+
+
+def place_on(devices: int, config, state):
+    """`training.place` for the first of the devices."""
+    if not training.is_split(config):
+        return state
+
+    def split(tree, fill):
+        of_softmax = lambda array, value: parallel.split_words(np.asarray(array), devices, value)
+        return tree | {"softmax": jax.tree.map(of_softmax, tree["softmax"], fill)}
+
+    sums = {"weight": 1.0, "bias": 1.0}
+    return training.TrainState(state.step, split(state.parameters, training.NO_WORD), split(state.accumulators, sums))
+
+
+def whole_from(config, state, vocabulary_size):
+    """`training.whole`; devices must have the same of what they share."""
+    split = training.is_split(config)
+    for leaf in jax.tree.leaves((state.parameters["bilm"], state.accumulators["bilm"]) if split else state):
+        shards = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        assert all((shard == shards[0]).all() for shard in shards)
+    return training.whole(config, state, vocabulary_size)
 
 
 def metrics(workdir):

@@ -53,22 +53,31 @@ def test_a_text_takes_each_token_and_each_distinct_word():
     assert operations.of_text(SMALL, sentences) == expected
 
 
-@pytest.mark.parametrize("name", ["README.md", "benchmarks/README.md"])
+@pytest.mark.parametrize("name", ["README.md", "benchmarks/README.md", "benchmarks/SCALING.md"])
 def test_tables_are_those_of_the_results(name):
     text = (ROOT / name).read_text()
     assert tables.PLACES.search(text)
     assert tables.update(text) == text
 
 
+BENCHMARKS = {
+    "embedding": "--repeats 1",
+    "text_length": "--tokens 500 --repeats 1",
+    "precision": "",
+    "training": "--vocabulary_sizes 2000 --repeats 1",
+    "curves": "--rows 4 --steps 10",
+    "scaling": "--vocabulary_size 2000",
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["embedding", "text_length", "precision", "training"])
+@pytest.mark.parametrize("module", BENCHMARKS)
 def test_benchmarks_run(tmp_path, module):
     """On a tiny model, without peers."""
     lines = (ROOT / "configs" / "demo_sentences.txt").read_text() * 100
     (tmp_path / "text.txt").write_text(lines)
     command = [sys.executable, "-m", f"benchmarks.{module}", "--text", tmp_path / "text.txt", "--config", "tiny"]
-    command += {"text_length": ["--tokens", "500"], "training": ["--vocabulary_sizes", "2000"]}.get(module, [])
-    command += ["--output", tmp_path / "result.json"] + ([] if module == "precision" else ["--repeats", "1"])
+    command += ["--output", tmp_path / "result.json", *BENCHMARKS[module].split()]
     done = subprocess.run(command, cwd=ROOT, env=script_environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((tmp_path / "result.json").read_text())["benchmark"] == module

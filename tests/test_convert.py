@@ -1,6 +1,5 @@
 """bilm-tf's TensorFlow checkpoints. TensorFlow runs in a process of its own."""
 
-import functools
 import importlib.util
 import json
 import subprocess
@@ -9,7 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, TOLERANCE, metrics, relative_error, script_environment
+from conftest import ROOT, TOLERANCE, metrics, place_on, relative_error, script_environment, whole_from
 from etils import epath
 
 import elmo_jax
@@ -19,7 +18,7 @@ from elmo_jax.config import load_config
 from elmo_jax.convert import tree_of
 from elmo_jax.corpus import Corpus, sentences
 from elmo_jax.model import zero_state
-from elmo_jax.parallel import fetch, parallel
+from elmo_jax.parallel import fetch
 from elmo_jax.streams import LanguageModelStream, word_table
 from elmo_jax.vocabulary import Vocabulary
 
@@ -47,11 +46,11 @@ def test_one_more_step(golden, tmp_path, trace):
     parameters = tree_of(model, dict(np.load(folder / "final.npz")))
     accumulators = tree_of(model, dict(np.load(folder / "final_adagrad_accumulator.npz")))
     steps = json.loads((workdir / "config.json").read_text())["train"]["steps"]
-    state = training.TrainState(np.int32(steps), parameters, accumulators)
+    state = place_on(2, config, training.TrainState(np.int32(steps), parameters, accumulators))
     corpus = Corpus(sentences([str(texts / "a_train.txt")], "TEXT"), vocabulary)
     encode = word_table(corpus, model).__getitem__
     batch = next(LanguageModelStream(corpus, 6, config.train.window, encode, devices=2))
-    step = parallel(functools.partial(training.train_step, config), (None, 0, 0, 0, None), (None, 0, None))
+    step = training.step_on_devices(config, donate=False)
     lstm_state = jax.tree.map(lambda leaf: leaf.reshape(2, 3, -1), zero_state(model, 6))
     state, lstm_state, recorded = step(state, lstm_state, batch, np.arange(6, dtype=np.int32).reshape(2, 3), None)
 
@@ -61,11 +60,12 @@ def test_one_more_step(golden, tmp_path, trace):
         [*map(str, command + options), "--train.log_every", "1"], cwd=ROOT, check=True, env=script_environment(2)
     )
     checkpoints = Checkpoints(epath.Path(workdir / "checkpoints"))
-    like = Checkpoint(0, jax.tree.map(np.asarray, fetch(state)), zero_state(model, 6), {})
+    state = whole_from(config, state, len(vocabulary))
+    like = Checkpoint(0, state, zero_state(model, 6), {})
     found = checkpoints.restore(like, 6)
     checkpoints.close()
     assert found.step == steps + 1
-    for one, other in zip(jax.tree.leaves(found.shared), jax.tree.leaves(fetch(state)), strict=True):
+    for one, other in zip(jax.tree.leaves(found.shared), jax.tree.leaves(state), strict=True):
         assert relative_error(one, other) < TOLERANCE
     first, trained, last = metrics(workdir)
     assert (first["step"], trained["step"], last["step"]) == (steps, steps + 1, steps + 1)

@@ -1,6 +1,5 @@
 """Training against the original: replays the recorded batches of bilm-tf runs."""
 
-import functools
 import itertools
 import json
 
@@ -8,7 +7,7 @@ import h5py
 import jax
 import numpy as np
 import pytest
-from conftest import GOLDEN, TOLERANCE, relative_error
+from conftest import GOLDEN, TOLERANCE, place_on, relative_error, whole_from
 
 from elmo_jax import training
 from elmo_jax.config import Config, TrainConfig, from_options
@@ -17,7 +16,7 @@ from elmo_jax.corpus import Corpus, sentences
 from elmo_jax.evaluation import evaluator
 from elmo_jax.losses import full_softmax_loss, sampled_softmax_loss
 from elmo_jax.model import zero_state
-from elmo_jax.parallel import fetch, gather, parallel
+from elmo_jax.parallel import fetch, gather, gather_words, parallel
 from elmo_jax.streams import LanguageModelStream, make_batch, word_table
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import write_weights
@@ -80,18 +79,22 @@ def test_replay(folder, tmp_path):
     trace = np.load(folder / "trace.npz")
     rows = trace["token_ids"].shape[1]
     devices = rows // options["batch_size"]
-    step = parallel(functools.partial(training.train_step, config), (None, 0, 0, 0, None), (None, 0, None))
-    state = training.init_state(read_tree(folder / "initial.npz", model))
+    step = training.step_on_devices(config, donate=False)
+    whole = training.init_state(read_tree(folder / "initial.npz", model))
+    size = len(whole.parameters["softmax"]["bias"])
+    state = place_on(devices, config, whole)
     lstm_state = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, leaf.shape[-1]), zero_state(model, rows))
     row_numbers = np.arange(rows, dtype=np.int32).reshape(devices, -1)
 
     def first_gradients(parameters, lstm_state, batch, rows):
-        softmax, size = training.softmax_rows(batch, None, 0), len(parameters["softmax"]["weight"])
+        softmax = training.softmax_rows(batch, None, size)
         inputs = config, np.int32(0), parameters, lstm_state, batch, rows, None, softmax, size
-        return training.loss_gradients(*inputs)[0]
+        gradients = training.loss_gradients(*inputs)[0]
+        return gradients["bilm"], gradients["softmax"]
 
     first = state.parameters, lstm_state, recorded_batch(trace, 0, devices), row_numbers
-    gradients = fetch(parallel(first_gradients, (None, 0, 0, 0), None)(*first))
+    bilm, softmax = parallel(first_gradients, (training.softmax_axes(True), 0, 0, 0), (None, 0))(*first)
+    gradients = {"bilm": fetch(bilm), "softmax": gather_words(softmax, size)}
     assert worst(gradients, read_tree(folder / "gradients_step0.npz", model)) < TOLERANCE
 
     losses, norms, per_direction = [], [], []
@@ -105,7 +108,7 @@ def test_replay(folder, tmp_path):
     assert relative_error(norms, trace["gradient_norm"]) < TOLERANCE
     assert relative_error(per_direction, trace["loss_per_direction"].mean(1)) < TOLERANCE
 
-    state = fetch(state)
+    state = whole_from(config, state, size)
     assert worst(state.parameters, read_tree(folder / "final.npz", model)) < TOLERANCE
     assert worst(state.accumulators, read_tree(folder / "final_adagrad_accumulator.npz", model)) < TOLERANCE
     final = np.load(folder / "final_lstm_state.npz")

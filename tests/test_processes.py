@@ -46,9 +46,10 @@ def numbers(workdir, name):
     return [line[name] for line in metrics(workdir) if name in line]
 
 
-def test_processes_and_devices_do_not_matter(tmp_path):
+@pytest.mark.parametrize("softmax", ["sampled", "full"])
+def test_processes_and_devices_do_not_matter(tmp_path, softmax):
     """2 processes × 2 devices, 1 × 4, and 2 × 2 gone on with as 1 × 4 and as 1 × 1: the same losses."""
-    project = write_project(tmp_path)
+    project = write_project(tmp_path, softmax=softmax)
     alone = start(project, tmp_path / "alone", devices=4)
     finish(alone)
     names = ("loss", "gradient_norm", "heldout_perplexity", "heldout_perplexity_forward")

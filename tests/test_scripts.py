@@ -1,12 +1,14 @@
 """The scripts end to end, and what they say of bad input."""
 
 import ast
+import collections
 import gzip
 import json
 import subprocess
 import sys
 
 import h5py
+import jax
 import numpy as np
 import pytest
 from conftest import (
@@ -40,6 +42,19 @@ def project(tmp_path_factory):
     folder = write_project(tmp_path_factory.mktemp("project"))
     train.main([str(folder / "mine.py"), "--workdir", str(folder / "run")])
     return folder
+
+
+def test_profile_is_a_trace_of_the_steps(project, tmp_path):
+    command = [str(project / "mine.py"), "--workdir", str(tmp_path / "run"), "--train.steps", "4"]
+    train.main([*command, "--train.profile"])
+    (events,) = (tmp_path / "run" / "profile").rglob("*.trace.json.gz")  # what Perfetto opens
+    with gzip.open(events) as file:
+        names = collections.Counter(event.get("name") for event in json.load(file)["traceEvents"])
+    assert names["train_step"] == 2
+    (planes,) = (tmp_path / "run" / "profile").rglob("*.xplane.pb")  # what TensorBoard opens
+    assert planes.parts[-4:-2] == ("plugins", "profile")
+    assert any(plane.lines for plane in jax.profiler.ProfileData.from_file(str(planes)).planes)
+    train.main(command)  # goes on without it
 
 
 def test_a_run_leaves_what_is_promised(project):

@@ -99,7 +99,6 @@ from test_training import ROWS, WINDOW, config, corpus, initial_parameters
 from conftest import SMALL
 from elmo_jax import training
 from elmo_jax.model import zero_state
-from elmo_jax.parallel import parallel
 from elmo_jax.streams import LanguageModelStream, word_table
 assert jax.local_device_count() == 8
 text, settings = corpus(), config(dropout=0.1, precision="bfloat16")
@@ -107,7 +106,7 @@ batch = next(LanguageModelStream(text, 16, WINDOW, word_table(text, SMALL).__get
 lstm_state = jax.tree.map(lambda leaf: leaf.reshape(8, 2, -1), zero_state(SMALL, 16))
 inputs = training.init_state(initial_parameters()), lstm_state, batch, np.arange(16, dtype=np.int32).reshape(8, 2)
 inputs += training.draw_negatives(settings, 43, 1),
-step = parallel(functools.partial(training.train_step, settings), (None, 0, 0, 0, None), (None, 0, None))
+step = training.step_on_devices(settings, donate=False)
 shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), np.asarray(leaf).dtype), inputs)
 for platform in ("tpu", "cuda"):
     lowered = export.export(jax.jit(lambda *inputs: step(*inputs)), platforms=[platform])(*shapes)

@@ -1,21 +1,18 @@
-import collections
-import functools
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import SMALL, TOLERANCE, relative_error
+from conftest import SMALL, TOLERANCE, place_on, relative_error, whole_from
 
+from benchmarks import operations
 from elmo_jax import training
 from elmo_jax.config import Config, TrainConfig
 from elmo_jax.corpus import Corpus
 from elmo_jax.evaluation import evaluator
 from elmo_jax.losses import full_softmax_loss, log_expected_count, sampled_softmax_loss
 from elmo_jax.model import BiLM, init_bilm, zero_state
-from elmo_jax.parallel import device_count, parallel
+from elmo_jax.parallel import device_count
 from elmo_jax.streams import LanguageModelStream, word_table
 from elmo_jax.vocabulary import Vocabulary
 
@@ -44,8 +41,8 @@ def train(config, devices, steps):
     text = corpus()
     encode = word_table(text, SMALL).__getitem__
     stream = LanguageModelStream(text, ROWS, WINDOW, encode, devices=devices, shuffle=True, seed=config.train.seed)
-    step = parallel(functools.partial(training.train_step, config), (None, 0, 0, 0, None), (None, 0, None))
-    state = training.init_state(initial_parameters())
+    step = training.step_on_devices(config, donate=False)
+    state = place_on(devices, config, training.init_state(initial_parameters()))
     lstm_state = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, leaf.shape[-1]), zero_state(SMALL, ROWS))
     rows = np.arange(ROWS, dtype=np.int32).reshape(devices, -1)
     losses = []
@@ -54,6 +51,7 @@ def train(config, devices, steps):
         negatives = training.draw_negatives(config, len(VOCABULARY), number) if sampled else None
         state, lstm_state, metrics = step(state, lstm_state, next(stream), rows, negatives)
         losses.append(np.asarray(metrics.losses.addressable_data(0)))
+    state = whole_from(config, state, len(VOCABULARY))
     return np.array(losses), state, jax.tree.map(lambda leaf: np.asarray(leaf).reshape(ROWS, -1), lstm_state)
 
 
@@ -69,10 +67,6 @@ def test_number_of_devices_does_not_matter(options, others):
             jax.tree.leaves((found_state, found_lstm)), jax.tree.leaves((state, lstm_state)), strict=True
         ):
             assert relative_error(found, expected) < TOLERANCE
-        for leaf in jax.tree.leaves(found_state):
-            shards = [np.asarray(shard.data) for shard in leaf.addressable_shards]
-            assert len(shards) == devices
-            assert all((shard == shards[0]).all() for shard in shards)
 
 
 @pytest.mark.parametrize("softmax", ["sampled", "full"])
@@ -191,40 +185,46 @@ def test_initial_values_are_those_of_bilm_tf():
     assert relative_error(deviation, 7**-0.5) < 0.02
 
 
-def communicated_bytes(devices, vocabulary_size):
+def communicated_bytes(devices, vocabulary_size, softmax):
     """Bytes of every collective's result in the compiled training step, by its name."""
-    chosen = config(negatives=9)
-    shapes = jax.eval_shape(
-        lambda: training.init_state(
-            {
-                "bilm": init_bilm(jax.random.key(0), SMALL),
-                "softmax": training.init_softmax(jax.random.key(1), SMALL, vocabulary_size),
-            }
-        )
-    )
+    chosen = config(negatives=9, softmax=softmax)
+    words = vocabulary_size // devices if softmax == "full" else vocabulary_size
+
+    def initial():
+        parameters = {
+            "bilm": init_bilm(jax.random.key(0), SMALL),
+            "softmax": training.init_softmax(jax.random.key(1), SMALL, words),
+        }
+        if softmax == "full":
+            parameters["softmax"] = jax.tree.map(lambda leaf: jnp.stack([leaf] * devices), parameters["softmax"])
+        return training.init_state(parameters)
+
+    shapes = jax.eval_shape(initial)
     text = corpus()
     batch = next(LanguageModelStream(text, ROWS, WINDOW, word_table(text, SMALL).__getitem__, devices=devices))
     lstm_state = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, leaf.shape[-1]), zero_state(SMALL, ROWS))
     rows = np.arange(ROWS, dtype=np.int32).reshape(devices, -1)
-    negatives = training.Negatives(np.zeros((2, 9), np.int32), np.full(2, 9, np.int32))
-    step = parallel(functools.partial(training.train_step, chosen), (None, 0, 0, 0, None), (None, 0, None))
-    program = step.lower(shapes, lstm_state, batch, rows, negatives).compile().as_text()
-    found = collections.Counter()
-    for results, name in re.findall(r"= (.*) (all-reduce|all-gather|reduce-scatter|all-to-all)\(", program):
-        for kind, shape in re.findall(r"([a-z]+\d+)\[([\d,]*)\]", results):
-            size = int(np.prod([int(length) for length in shape.split(",") if length]))
-            found[name] += size * int(re.sub("[a-z]+", "", kind)) // 8
-    return found
+    negatives = (
+        training.Negatives(np.zeros((2, 9), np.int32), np.full(2, 9, np.int32)) if softmax == "sampled" else None
+    )
+    step = training.step_on_devices(chosen)
+    return operations.exchanged(step.lower(shapes, lstm_state, batch, rows, negatives).compile().as_text())
 
 
-def test_communication_does_not_depend_on_the_vocabulary():
-    """Each parameter's gradient is exchanged once, of the softmax only the rows that the step may touch."""
-    few, many = (communicated_bytes(2, size) for size in (1_000, 10_000))
+@pytest.mark.parametrize("softmax", ["sampled", "full"])
+def test_communication_does_not_depend_on_the_vocabulary(softmax):
+    """Each parameter's gradient is exchanged once; of the softmax only the rows that the step may touch, or none."""
+    few, many = (communicated_bytes(2, size, softmax) for size in (1_000, 10_000))
     assert few == many
     parameters = jax.eval_shape(lambda: init_bilm(jax.random.key(0), SMALL))
     size = sum(leaf.size for leaf in jax.tree.leaves(parameters))
-    touched = 2 * ROWS * WINDOW + 2 * 9
-    losses = 2
-    assert few["all-reduce"] == 4 * (size + touched * (SMALL.projection_dim + 1) + losses)
-    assert few["all-gather"] == 4 * 2 * ROWS * WINDOW
-    assert set(few) == {"all-reduce", "all-gather"}
+    tokens, hidden = 2 * ROWS * WINDOW, SMALL.projection_dim  # of both directions
+    if softmax == "sampled":
+        assert few["all-reduce"] == 4 * (size + (tokens + 2 * 9) * (hidden + 1) + 2)
+        assert few["all-gather"] == 4 * tokens
+        assert set(few) == {"all-reduce", "all-gather"}
+    else:  # of every token: largest logit, normaliser, target's logit; a state and a target (all gradients are equal)
+        assert few["all-reduce"] == 4 * (size + 3 * tokens + 2 + 1)
+        assert few["all-gather"] == 4 * tokens * (hidden + 1)
+        assert few["reduce-scatter"] == 4 * tokens * hidden // 2
+        assert set(few) == {"all-reduce", "all-gather", "reduce-scatter"}

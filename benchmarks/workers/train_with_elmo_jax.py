@@ -1,6 +1,5 @@
 """Worker: training by this project. Argument: JSON of `benchmarks.training`."""
 
-import functools
 import json
 import sys
 import time
@@ -49,24 +48,22 @@ def inputs():
 
 keys = jax.random.split(jax.random.key(0))
 softmax = training.init_softmax(keys[1], model, len(vocabulary))
-state = parallel.replicate(training.init_state({"bilm": init_bilm(keys[0], model), "softmax": softmax}))
+state = training.place(config, training.init_state({"bilm": init_bilm(keys[0], model), "softmax": softmax}))
 del softmax
 lstm_state = parallel.shard(zero_state(model, asked["rows"]))
 rows = np.arange(asked["rows"], dtype=np.int32)[None]
 ahead = prefetch(inputs())
-step = parallel.parallel(
-    functools.partial(training.train_step, config), (None, 0, 0, 0, None), (None, 0, None), donate=(0, 1)
-)
+step = training.step_on_devices(config)
 
 
 def run(steps):
-    """Seconds of each of so many steps, how much of that the device waited for input, and the losses."""
+    """Of each of so many steps the seconds, how many of them the device waited for input, and the loss."""
     global state, lstm_state
-    seconds, waited, losses = [], 0.0, []
+    seconds, waited, losses = [], [], []
     for _ in range(steps):
         begin = time.perf_counter()
         batch, negatives = next(ahead)
-        waited += time.perf_counter() - begin
+        waited.append(time.perf_counter() - begin)
         state, lstm_state, metrics = step(state, lstm_state, batch, rows, negatives)
         losses.append(metrics.loss)
         seconds.append(time.perf_counter() - begin)

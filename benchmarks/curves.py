@@ -1,0 +1,187 @@
+"""Loss curves of the same run by the training step in both precisions and by a plain one.
+
+python -m benchmarks.curves --text TEXT
+"""
+
+import functools
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from jax import lax
+from tqdm import tqdm
+
+from benchmarks import tables
+from benchmarks.systems import ROOT, command, machine, result_path, save
+from elmo_jax import parallel, training
+from elmo_jax.config import Config, ModelConfig, load_config
+from elmo_jax.corpus import Corpus, WordCounts, sentences
+from elmo_jax.errors import exit_on_bad_input
+from elmo_jax.layers import LSTMState, spelled_vectors
+from elmo_jax.losses import log_expected_count
+from elmo_jax.model import State, init_bilm, zero_state
+from elmo_jax.streams import Batch, LanguageModelStream, word_table
+from elmo_jax.vocabulary import Vocabulary
+
+
+def plain_lstm(parameters: dict, inputs: jax.Array, state: LSTMState, model: ModelConfig):
+    """The LSTM layer as it is defined, for automatic differentiation: inputs [T, B, P] → outputs, state."""
+
+    def step(state, x):
+        z = jnp.concatenate([x, state.hidden], -1) @ parameters["kernel"] + parameters["bias"]
+        i, j, f, o = jnp.split(z, 4, -1)
+        cell = jax.nn.sigmoid(f + 1) * state.cell + jax.nn.sigmoid(i) * jnp.tanh(j)
+        cell = jnp.clip(cell, -model.cell_clip, model.cell_clip)
+        hidden = (jax.nn.sigmoid(o) * jnp.tanh(cell)) @ parameters["projection"]
+        hidden = jnp.clip(hidden, -model.projection_clip, model.projection_clip)
+        return LSTMState(cell, hidden), hidden
+
+    state, outputs = lax.scan(step, state, inputs)
+    return outputs, state
+
+
+def plain_loss(
+    config: Config,
+    parameters: dict[str, Any],
+    step: jax.Array,
+    lstm_state: State,
+    batch: Batch,
+    rows: jax.Array,
+    negatives: training.Negatives,
+) -> tuple[jax.Array, tuple[jax.Array, State]]:
+    """The loss × window as it is defined (batch without its device axis): the whole softmax table, every word."""
+    model, train = config.model, config.train
+    dropout = training.dropout_by_row(jax.random.fold_in(jax.random.key(train.seed), step), rows, train.dropout)
+    vectors = spelled_vectors(parameters["bilm"]["words"], batch.words, model, "float32")
+    weight, bias = parameters["softmax"]["weight"], parameters["softmax"]["bias"]
+    losses, states = [], []
+    for direction, (name, numbers) in enumerate((("forward", batch.forward), ("backward", batch.backward))):
+        hidden, states_of_layers = vectors[numbers.T], []
+        for layer in range(model.layers):
+            inputs = dropout(direction * model.layers + layer, hidden)
+            before = lstm_state[direction][layer]
+            hidden, state = plain_lstm(parameters["bilm"][f"{name}_{layer}"], inputs, before, model)
+            if layer > 0 and model.skip_connections:
+                hidden = hidden + inputs
+            states_of_layers.append(state)
+        states.append(tuple(states_of_layers))
+        hidden = dropout(2 * model.layers + direction, hidden).swapaxes(0, 1).reshape(-1, model.projection_dim)
+        targets, drawn = batch.targets[direction].reshape(-1), negatives.ids[direction]
+        of_target, of_drawn = (
+            bias[ids] - log_expected_count(ids, negatives.draws[direction], len(bias)) for ids in (targets, drawn)
+        )
+        of_target = of_target + (hidden * weight[targets]).sum(-1)
+        of_drawn = jnp.where(drawn[None] == targets[:, None], -jnp.inf, of_drawn[None] + hidden @ weight[drawn].T)
+        logits = jnp.concatenate([of_target[:, None], of_drawn], -1)
+        losses.append((jax.nn.logsumexp(logits, -1) - of_target).mean())
+    losses = jnp.stack(losses)
+    return losses.mean() * train.window, (losses, tuple(states))
+
+
+def plain_run(config: Config, parameters: dict[str, Any], inputs) -> list[float]:
+    """Losses of a run whose gradients are automatic and whose update is optax's, of all parameters."""
+    train = config.train
+    optimiser = optax.chain(
+        optax.clip_by_global_norm(train.clip_norm),
+        optax.adagrad(train.learning_rate, initial_accumulator_value=1.0, eps=0.0),
+    )
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def run_step(parameters, optimiser_state, step, lstm_state, batch, rows, negatives):
+        of_parameters = jax.grad(functools.partial(plain_loss, config), has_aux=True)
+        gradients, (losses, lstm_state) = of_parameters(parameters, step, lstm_state, batch, rows, negatives)
+        updates, optimiser_state = optimiser.update(gradients, optimiser_state)
+        return optax.apply_updates(parameters, updates), optimiser_state, lstm_state, losses.mean()
+
+    parameters = jax.tree.map(jnp.array, parameters)  # copies, because the steps donate them
+    optimiser_state, lstm_state = optimiser.init(parameters), zero_state(config.model, train.batch_size)
+    rows, found = np.arange(train.batch_size, dtype=np.int32), []
+    with jax.default_matmul_precision("highest"):
+        for step, (batch, negatives) in enumerate(tqdm(inputs, "plain, float32", train.steps)):
+            batch = jax.tree.map(lambda array: array[0], batch)
+            parameters, optimiser_state, lstm_state, loss = run_step(
+                parameters, optimiser_state, np.int32(step), lstm_state, batch, rows, negatives
+            )
+            found.append(float(loss))
+    return found
+
+
+def run(config: Config, parameters: dict[str, Any], inputs) -> list[float]:
+    """Losses of a run by this project's step."""
+    train = config.train
+    train_step = training.step_on_devices(config)
+    state = training.place(config, training.init_state(parameters))
+    lstm_state = parallel.shard(zero_state(config.model, train.batch_size))
+    rows, found = np.arange(train.batch_size, dtype=np.int32)[None], []
+    for batch, negatives in tqdm(inputs, train.precision, train.steps):
+        state, lstm_state, metrics = train_step(state, lstm_state, batch, rows, negatives)
+        found.append(metrics.loss)
+    return found
+
+
+def benchmark(
+    text: tuple[str, ...],
+    vocab: Path | None = None,
+    config: str = "small",
+    rows: int = 128,
+    steps: int = 300,
+    output: Path | None = None,
+) -> None:
+    """Trains the same model on the same batches three times and compares the losses of every step.
+
+    Args:
+        text: Text files or globs, a sentence a line.
+        vocab: Vocabulary; by default the words of the text.
+        config: Size of the model, a file in configs/ or a path; its training settings are used too.
+        rows: Rows of sentences.
+        steps: Steps of each run.
+        output: JSON file to write; by default results/curves-CONFIG-DEVICE.json beside this module.
+    """
+    chosen = load_config(config, ROOT / "configs")
+    chosen = replace(chosen, train=replace(chosen.train, batch_size=rows, steps=steps))
+    counts = lambda: WordCounts(sentences(text, "--text"))
+    vocabulary = Vocabulary.load(vocab) if vocab else Vocabulary.from_counts(counts())
+    corpus = Corpus(sentences(text, "--text"), vocabulary)
+    table = word_table(corpus, chosen.model)
+    keys = jax.random.split(jax.random.key(chosen.train.seed))
+    parameters = {
+        "bilm": init_bilm(keys[0], chosen.model),
+        "softmax": training.init_softmax(keys[1], chosen.model, len(vocabulary)),
+    }
+
+    def inputs():
+        stream = LanguageModelStream(corpus, rows, chosen.train.window, table.__getitem__, shuffle=True)
+        for step in range(1, steps + 1):
+            yield next(stream), training.draw_negatives(chosen, len(vocabulary), step)
+
+    curves = {"plain": plain_run(chosen, parameters, inputs())}
+    for precision in ("float32", "bfloat16"):
+        of_precision = replace(chosen, train=replace(chosen.train, precision=precision))
+        curves[precision] = run(of_precision, parameters, inputs())
+    result = {
+        "benchmark": "curves",
+        "command": command("curves"),
+        "machine": machine(),
+        "config": config,
+        "rows": rows,
+        "window": chosen.train.window,
+        "vocabulary_size": len(vocabulary),
+        "losses": curves,
+    }
+    save(output or result_path("curves", config), result)
+    print(tables.curves(result))
+
+
+@exit_on_bad_input
+def main(argv: list[str]) -> None:
+    tyro.cli(benchmark, args=argv, use_underscores=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
