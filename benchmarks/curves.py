@@ -1,4 +1,4 @@
-"""Loss curves of the same run by the training step in both precisions and by a plain one.
+"""Loss curves of the same run in both precisions, and at each step what a plain step makes of the same state.
 
 python -m benchmarks.curves --text TEXT
 """
@@ -84,44 +84,32 @@ def plain_loss(
     return losses.mean() * train.window, (losses, tuple(states))
 
 
-def plain_run(config: Config, parameters: dict[str, Any], inputs) -> list[float]:
-    """Losses of a run whose gradients are automatic and whose update is optax's, of all parameters."""
-    train = config.train
-    optimiser = optax.chain(
-        optax.clip_by_global_norm(train.clip_norm),
-        optax.adagrad(train.learning_rate, initial_accumulator_value=1.0, eps=0.0),
-    )
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def run_step(parameters, optimiser_state, step, lstm_state, batch, rows, negatives):
-        of_parameters = jax.grad(functools.partial(plain_loss, config), has_aux=True)
-        gradients, (losses, lstm_state) = of_parameters(parameters, step, lstm_state, batch, rows, negatives)
-        updates, optimiser_state = optimiser.update(gradients, optimiser_state)
-        return optax.apply_updates(parameters, updates), optimiser_state, lstm_state, losses.mean()
-
-    parameters = jax.tree.map(jnp.array, parameters)  # copies, because the steps donate them
-    optimiser_state, lstm_state = optimiser.init(parameters), zero_state(config.model, train.batch_size)
-    rows, found = np.arange(train.batch_size, dtype=np.int32), []
-    with jax.default_matmul_precision("highest"):
-        for step, (batch, negatives) in enumerate(tqdm(inputs, "plain, float32", train.steps)):
-            batch = jax.tree.map(lambda array: array[0], batch)
-            parameters, optimiser_state, lstm_state, loss = run_step(
-                parameters, optimiser_state, np.int32(step), lstm_state, batch, rows, negatives
-            )
-            found.append(float(loss))
-    return found
-
-
-def run(config: Config, parameters: dict[str, Any], inputs) -> list[float]:
-    """Losses of a run by this project's step."""
+def run(config: Config, parameters: dict[str, Any], inputs, with_plain: bool) -> dict[str, list[float]]:
+    """Losses and gradient norms of a run by this project's step; those that are plain, from the state of each step."""
     train = config.train
     train_step = training.step_on_devices(config)
     state = training.place(config, training.init_state(parameters))
     lstm_state = parallel.shard(zero_state(config.model, train.batch_size))
-    rows, found = np.arange(train.batch_size, dtype=np.int32)[None], []
-    for batch, negatives in tqdm(inputs, train.precision, train.steps):
+    rows = np.arange(train.batch_size, dtype=np.int32)[None]
+    found = {"loss": [], "norm": [], "plain_loss": [], "plain_norm": []}
+
+    @jax.jit
+    def plain(parameters, *inputs):
+        inputs = jax.tree.map(lambda array: array[0], inputs)  # without the axis of devices
+        of_parameters = jax.grad(functools.partial(plain_loss, config), has_aux=True)
+        gradients, (losses, _) = of_parameters(parameters, *inputs)
+        return losses.mean(), optax.tree.norm(gradients)
+
+    for step, (batch, negatives) in enumerate(tqdm(inputs, train.precision, train.steps)):
+        if with_plain:
+            of_all = jax.tree.map(lambda array: array[None], (np.array(step, np.int32), negatives))
+            with jax.default_matmul_precision("highest"):
+                loss, norm = plain(state.parameters, of_all[0], lstm_state, batch, rows, of_all[1])
+            found["plain_loss"].append(float(loss))
+            found["plain_norm"].append(float(norm))
         state, lstm_state, metrics = train_step(state, lstm_state, batch, rows, negatives)
-        found.append(metrics.loss)
+        found["loss"].append(metrics.loss)
+        found["norm"].append(float(metrics.gradient_norm))
     return found
 
 
@@ -133,7 +121,10 @@ def benchmark(
     steps: int = 300,
     output: Path | None = None,
 ) -> None:
-    """Trains the same model on the same batches three times and compares the losses of every step.
+    """Trains the same model on the same batches in both precisions and compares the losses of every step.
+
+    Beside the run in float32 a plain step (automatic differentiation of the definition, the whole softmax table) is
+    given the same state at every step: left to itself for hundreds of steps, it would drift away by rounding alone.
 
     Args:
         text: Text files or globs, a sentence a line.
@@ -160,10 +151,10 @@ def benchmark(
         for step in range(1, steps + 1):
             yield next(stream), training.draw_negatives(chosen, len(vocabulary), step)
 
-    curves = {"plain": plain_run(chosen, parameters, inputs())}
+    curves = {}
     for precision in ("float32", "bfloat16"):
         of_precision = replace(chosen, train=replace(chosen.train, precision=precision))
-        curves[precision] = run(of_precision, parameters, inputs())
+        curves[precision] = run(of_precision, parameters, inputs(), with_plain=precision == "float32")
     result = {
         "benchmark": "curves",
         "command": command("curves"),
@@ -172,7 +163,7 @@ def benchmark(
         "rows": rows,
         "window": chosen.train.window,
         "vocabulary_size": len(vocabulary),
-        "losses": curves,
+        "curves": curves,
     }
     save(output or result_path("curves", config), result)
     print(tables.curves(result))

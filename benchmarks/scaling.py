@@ -83,7 +83,7 @@ def count(config: Config, corpus: Corpus, vocabulary_size: int, devices: int) ->
     }
 
 
-def input_seconds(config: Config, corpus: Corpus, devices: int) -> float:
+def input_seconds(config: Config, corpus: Corpus, vocabulary_size: int, devices: int) -> float:
     """Seconds in which one host lays out a step of all devices and reads its own part; the median of five."""
     rows, own = config.train.batch_size * devices, config.train.batch_size * min(devices, HOST_DEVICES)
     table = word_table(corpus, config.model)
@@ -101,7 +101,7 @@ def input_seconds(config: Config, corpus: Corpus, devices: int) -> float:
     for _ in range(5):
         begin = time.perf_counter()
         next(stream)
-        training.draw_negatives(config, len(corpus.vocabulary), 0)
+        training.draw_negatives(config, vocabulary_size, 0)
         seconds.append(time.perf_counter() - begin)
     return float(np.median(seconds))
 
@@ -179,7 +179,7 @@ def benchmark(
     ]
     predictions = [
         predict(target, chosen, counted[0], parameters, vocabulary_size, share)
-        | {"input_seconds": input_seconds(chosen, corpus, target.devices)}
+        | {"input_seconds": input_seconds(chosen, corpus, vocabulary_size, target.devices)}
         for target in tqdm(targets, "input")
     ]
     result = {

@@ -132,22 +132,22 @@ def training(result: dict) -> str:
 
 
 def curves(result: dict) -> str:
-    """The table of `benchmarks.curves`: losses at some steps, and how far apart the runs are."""
-    losses = {name: np.array(values) for name, values in result["losses"].items()}
-    steps = len(losses["float32"])
+    """The table of `benchmarks.curves`: losses at some steps, and how far apart they are."""
+    exact, rounded = (result["curves"][precision] for precision in ("float32", "bfloat16"))
+    losses = exact["plain_loss"], exact["loss"], rounded["loss"]
+    steps = len(exact["loss"])
     shown = [number for number in (1, 10, 30, 100, 300, 1000, 3000) if number < steps] + [steps]
-    rows = [[f"{number:,}", *(f"{values[number - 1]:.5f}" for values in losses.values())] for number in shown]
-    last = slice(-(steps // 10), None)
-    exact, ends = losses["float32"], {name: values[last].mean() for name, values in losses.items()}
-    plain = np.abs(losses["plain"] / exact - 1)
+    rows = [[f"{number:,}", *(f"{values[number - 1]:.5f}" for values in losses)] for number in shown]
+    apart = [np.abs(np.divide(exact[f"plain_{name}"], exact[name]) - 1).max() for name in ("loss", "norm")]
+    ends = [np.mean(run["loss"][-(steps // 10) :]) for run in (exact, rounded)]
     note = (
-        f"Plain and float32 differ by {plain[:100].max():.1e} at most in the first 100 steps, by {plain.max():.1e} in "
-        f"all {steps}. Mean of the last {steps // 10} losses: plain {ends['plain']:.4f}, float32 "
-        f"{ends['float32']:.4f}, bfloat16 {ends['bfloat16']:.4f} ({ends['bfloat16'] / ends['float32'] - 1:+.3%}). "
-        f"Config {result['config']}, {result['rows']} rows of {result['window']} positions, "
-        f"{result['vocabulary_size']:,} words. {about(result)}.\n"
+        f"Plain and float32 differ by {apart[0]:.1e} at most in the loss of a step, by {apart[1]:.1e} in the norm of "
+        f"its gradient. Mean of the last {steps // 10} losses: float32 {ends[0]:.4f}, bfloat16 {ends[1]:.4f} "
+        f"({ends[1] / ends[0] - 1:+.3%}). Config {result['config']}, {result['rows']} rows of {result['window']} "
+        f"positions, {result['vocabulary_size']:,} words. {about(result)}.\n"
     )
-    return markdown(["step", "plain, float32", "float32", "bfloat16"], rows) + "\n" + note
+    heads = ["step", "plain, of the same state", "float32", "bfloat16"]
+    return markdown(heads, rows) + "\n" + note
 
 
 def forms(result: dict) -> str:

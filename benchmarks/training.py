@@ -115,7 +115,7 @@ def benchmark(
                     "peak_operations_per_second": peak,
                     "share_of_peak": useful / float(np.median(seconds)) / peak,
                     "share_waiting_for_input": sum(sum(answer["waited"][1:]) for answer in found) / sum(seconds),
-                    "input_tokens_per_second": system.ask("input_speed", steps=200),
+                    "input_tokens_per_second": system.ask("input_speed", steps=1000),
                     "compile_seconds": begun["seconds"][0] - float(np.median(seconds)),
                     "distinct_words": sum(count for _, count in words),
                     **system.ask("split", repeats=3),

@@ -138,6 +138,8 @@ def sample_negatives(vocabulary_size: int, count: int, key: tuple[int, ...]) -> 
     Returns them, int32 [count], and the number of draws that it took (TensorFlow's log_uniform_candidate_sampler with
     unique=True). The result is a function of `key`.
     """
+    if count > vocabulary_size:
+        raise ValueError(f"{count} different words of {vocabulary_size} cannot be drawn")
     generator = np.random.Generator(np.random.PCG64(key))
     first, size, parts = np.empty(vocabulary_size, np.int32), 2 * count, []
     while True:

@@ -75,7 +75,7 @@ BENCHMARKS = {
 def test_benchmarks_run(tmp_path, module):
     """On a tiny model, without peers."""
     lines = (ROOT / "configs" / "demo_sentences.txt").read_text() * 100
-    (tmp_path / "text.txt").write_text(lines)
+    (tmp_path / "text.txt").write_text(lines + " ".join(f"word-{number}" for number in range(600)))
     command = [sys.executable, "-m", f"benchmarks.{module}", "--text", tmp_path / "text.txt", "--config", "tiny"]
     command += ["--output", tmp_path / "result.json", *BENCHMARKS[module].split()]
     done = subprocess.run(command, cwd=ROOT, env=script_environment(), capture_output=True, text=True)

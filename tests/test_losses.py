@@ -75,6 +75,8 @@ def test_sampler_is_a_function_of_its_key():
     assert draws >= 50
     assert first.min() >= 0
     assert first.max() < 1000
+    with pytest.raises(ValueError, match="11 different words of 10"):
+        sample_negatives(10, 11, (7, 1))
 
 
 def inclusion_probabilities(probability, count):
