@@ -23,7 +23,6 @@ from elmo_jax.model import init_bilm, zero_state
 from elmo_jax.streams import LanguageModelStream, word_table
 from elmo_jax.vocabulary import PADDING, Vocabulary
 
-DEVICES = (1, 2, 4, 8)
 HOST_DEVICES = 8  # devices of a host of the machines below
 
 
@@ -138,6 +137,7 @@ def benchmark(
     text: tuple[str, ...],
     config: str = "original",
     vocabulary_size: int = 793_471,
+    devices: tuple[int, ...] = (1, 2, 4, 8),
     share: float = 0.5,
     tpu_price: float = 1.20,
     gpu_price: float = 4.00,
@@ -149,25 +149,26 @@ def benchmark(
         text: Text files or globs, a sentence a line: how many distinct words a window has depends on it.
         config: Size of the model, a file in configs/ or a path.
         vocabulary_size: Words of the softmax.
+        devices: Numbers of devices, from 1 up.
         share: Share of the peak that products are taken to reach.
         tpu_price: Dollars a TPU v5e chip costs in an hour; put in yours.
         gpu_price: Dollars an H200 costs in an hour; put in yours.
         output: JSON file to write.
     """
-    jax.config.update("jax_num_cpu_devices", max(DEVICES))
+    jax.config.update("jax_num_cpu_devices", max(devices))
     jax.config.update("jax_platforms", "cpu")
     parallel.keep_compiled()
     chosen = load_config(config, ROOT / "configs")
     chosen = replace(chosen, train=replace(chosen.train, precision="bfloat16"))
     corpus = Corpus(sentences(text, "--text"), Vocabulary.from_counts(WordCounts(sentences(text, "--text"))))
     base = chosen.train
-    cases = [(vocabulary_size, base.batch_size, base.window, devices) for devices in DEVICES]
-    cases += [(vocabulary_size // 10, base.batch_size, base.window, devices) for devices in (1, 2)]
+    cases = [(vocabulary_size, base.batch_size, base.window, number) for number in devices]
+    cases += [(vocabulary_size // 10, base.batch_size, base.window, number) for number in devices[:2]]
     cases += [(vocabulary_size, rows, base.window, 1) for rows in (base.batch_size // 2, base.batch_size * 2)]
     cases += [(vocabulary_size, base.batch_size, window, 1) for window in (base.window // 2, base.window * 2)]
     counted = [
-        count(replace(chosen, train=replace(base, batch_size=rows, window=window)), corpus, size, devices)
-        for size, rows, window, devices in tqdm(cases, "compiling")
+        count(replace(chosen, train=replace(base, batch_size=rows, window=window)), corpus, size, number)
+        for size, rows, window, number in tqdm(cases, "compiling")
     ]
     parameters = sum(
         leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: init_bilm(jax.random.key(0), chosen.model)))

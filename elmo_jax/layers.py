@@ -29,7 +29,8 @@ def packed(x: jax.Array, precision: Precision) -> jax.Array:
     if precision == "float32":
         return x
     bits = lax.bitcast_convert_type(x, jnp.uint32)
-    return (bits + 0x7FFF + (bits >> 16 & 1) >> 16).astype(jnp.uint16)  # to the nearest, of two the even
+    bits = bits + 0x7FFF + ((bits >> 16) & 1)  # to the nearest, of two the even
+    return (bits >> 16).astype(jnp.uint16)
 
 
 def unpacked(x: jax.Array) -> jax.Array:
@@ -55,7 +56,7 @@ def transposed(x: jax.Array) -> jax.Array:
     """x [.., K] → [K, N], N all other axes in one, as an array of its own.
 
     XLA:CPU would fold a transposition into the product that reads it, at half the speed in bfloat16; it does not if
-    the axes that are joined were apart.
+    the axes that are joined were apart. Nor must it be fused with what makes x, into a strided loop.
     """
     x = lax.optimization_barrier(x.reshape(-1, x.shape[-1]))
     halves = x.reshape(2 - len(x) % 2, -1, x.shape[-1])

@@ -66,7 +66,7 @@ BENCHMARKS = {
     "precision": "",
     "training": "--vocabulary_sizes 2000 --repeats 1",
     "curves": "--rows 4 --steps 10",
-    "scaling": "--vocabulary_size 2000",
+    "scaling": "--vocabulary_size 2000 --devices 1",
 }
 
 

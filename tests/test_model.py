@@ -7,7 +7,17 @@ import pytest
 from conftest import ROOT, SMALL, TOLERANCE, relative_error
 
 from elmo_jax.config import load_config
-from elmo_jax.layers import CHUNK, LSTMState, character_cnn, lstm, matmul, spelled_vectors
+from elmo_jax.layers import (
+    CHUNK,
+    LSTMState,
+    as_operand,
+    character_cnn,
+    lstm,
+    matmul,
+    packed,
+    spelled_vectors,
+    unpacked,
+)
 from elmo_jax.model import BiLM, ScalarMix, init_bilm, scalar_mix, zero_state
 
 
@@ -139,6 +149,20 @@ def test_causality(direction):
         hidden = influence[place, place + 1 :] if direction == 0 else influence[place, :place]
         assert (visible > 0).all()
         assert (hidden == 0).all()
+
+
+def test_packed_numbers_are_rounded_as_by_astype():
+    generator = np.random.default_rng(0)
+    bits = generator.integers(0, 2**32, 100_000, np.uint32)
+    bits[:50_000] = bits[:50_000] & 0xFFFF0000 | 0x8000  # half way between two
+    x = bits.view(np.float32)
+    x = np.concatenate([x[~np.isnan(x)], np.float32([0, -0.0, np.inf, -np.inf, np.nan, 3.3e38, 1e-45])])
+    expected = np.asarray(jnp.asarray(x).astype(jnp.bfloat16))
+    kept = packed(jnp.asarray(x), "bfloat16")
+    assert kept.dtype == jnp.uint16
+    assert (np.asarray(as_operand(kept)).view(np.uint16) == expected.view(np.uint16)).all()
+    assert np.array_equal(unpacked(kept), expected.astype(np.float32), equal_nan=True)
+    assert packed(x, "float32") is x
 
 
 def test_chunks_of_words_do_not_matter():
