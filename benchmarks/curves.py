@@ -30,8 +30,8 @@ from elmo_jax.streams import Batch, LanguageModelStream, word_table
 from elmo_jax.vocabulary import Vocabulary
 
 
-def plain_lstm(parameters: dict, inputs: jax.Array, state: LSTMState, model: ModelConfig):
-    """The LSTM layer as it is defined, for automatic differentiation: inputs [T, B, P] → outputs, state."""
+def plain_lstm(parameters: dict, inputs: jax.Array, state: LSTMState, model: ModelConfig) -> jax.Array:
+    """The LSTM layer as it is defined, for automatic differentiation: inputs [T, B, P] → outputs [T, B, P]."""
 
     def step(state, x):
         z = jnp.concatenate([x, state.hidden], -1) @ parameters["kernel"] + parameters["bias"]
@@ -42,8 +42,7 @@ def plain_lstm(parameters: dict, inputs: jax.Array, state: LSTMState, model: Mod
         hidden = jnp.clip(hidden, -model.projection_clip, model.projection_clip)
         return LSTMState(cell, hidden), hidden
 
-    state, outputs = lax.scan(step, state, inputs)
-    return outputs, state
+    return lax.scan(step, state, inputs)[1]
 
 
 def plain_loss(
@@ -54,23 +53,21 @@ def plain_loss(
     batch: Batch,
     rows: jax.Array,
     negatives: training.Negatives,
-) -> tuple[jax.Array, tuple[jax.Array, State]]:
-    """The loss × window as it is defined (batch without its device axis): the whole softmax table, every word."""
+) -> tuple[jax.Array, jax.Array]:
+    """The loss × window as it is defined, and the loss: the whole softmax table, every word; no axis of devices."""
     model, train = config.model, config.train
     dropout = training.dropout_by_row(jax.random.fold_in(jax.random.key(train.seed), step), rows, train.dropout)
     vectors = spelled_vectors(parameters["bilm"]["words"], batch.words, model, "float32")
     weight, bias = parameters["softmax"]["weight"], parameters["softmax"]["bias"]
-    losses, states = [], []
+    losses = []
     for direction, (name, numbers) in enumerate((("forward", batch.forward), ("backward", batch.backward))):
-        hidden, states_of_layers = vectors[numbers.T], []
+        hidden = vectors[numbers.T]
         for layer in range(model.layers):
             inputs = dropout(direction * model.layers + layer, hidden)
             before = lstm_state[direction][layer]
-            hidden, state = plain_lstm(parameters["bilm"][f"{name}_{layer}"], inputs, before, model)
+            hidden = plain_lstm(parameters["bilm"][f"{name}_{layer}"], inputs, before, model)
             if layer > 0 and model.skip_connections:
                 hidden = hidden + inputs
-            states_of_layers.append(state)
-        states.append(tuple(states_of_layers))
         hidden = dropout(2 * model.layers + direction, hidden).swapaxes(0, 1).reshape(-1, model.projection_dim)
         targets, drawn = batch.targets[direction].reshape(-1), negatives.ids[direction]
         of_target, of_drawn = (
@@ -80,8 +77,8 @@ def plain_loss(
         of_drawn = jnp.where(drawn[None] == targets[:, None], -jnp.inf, of_drawn[None] + hidden @ weight[drawn].T)
         logits = jnp.concatenate([of_target[:, None], of_drawn], -1)
         losses.append((jax.nn.logsumexp(logits, -1) - of_target).mean())
-    losses = jnp.stack(losses)
-    return losses.mean() * train.window, (losses, tuple(states))
+    loss = jnp.stack(losses).mean()
+    return loss * train.window, loss
 
 
 def run(config: Config, parameters: dict[str, Any], inputs, with_plain: bool) -> dict[str, list[float]]:
@@ -97,8 +94,8 @@ def run(config: Config, parameters: dict[str, Any], inputs, with_plain: bool) ->
     def plain(parameters, *inputs):
         inputs = jax.tree.map(lambda array: array[0], inputs)  # without the axis of devices
         of_parameters = jax.grad(functools.partial(plain_loss, config), has_aux=True)
-        gradients, (losses, _) = of_parameters(parameters, *inputs)
-        return losses.mean(), optax.tree.norm(gradients)
+        gradients, loss = of_parameters(parameters, *inputs)
+        return loss, optax.tree.norm(gradients)
 
     for step, (batch, negatives) in enumerate(tqdm(inputs, train.precision, train.steps)):
         if with_plain:

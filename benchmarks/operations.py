@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from math import prod
 
 from elmo_jax.config import ModelConfig
+from elmo_jax.streams import Batch
+from elmo_jax.vocabulary import PADDING
 
 
 def of_lstms(model: ModelConfig) -> int:
@@ -34,6 +36,14 @@ def of_text(model: ModelConfig, sentences: Iterable[list[str]]) -> int:
     words = {word for sentence in sentences for word in sentence}
     spelled = sum(of_word(model, min(len(word.encode()) + 2, model.max_characters)) for word in words)
     return spelled + of_lstms(model) * sum(map(len, sentences))
+
+
+def words_of(batch: Batch) -> list[tuple[int, int]]:
+    """The distinct words of all devices as (length in characters, how many)."""
+    found = Counter()
+    for words, count in zip(batch.words, batch.count, strict=True):
+        found.update((words[:count] != PADDING).sum(1).tolist())
+    return sorted(found.items())
 
 
 def of_training_step(model: ModelConfig, positions: int, words: Iterable[tuple[int, int]], negatives: int) -> int:

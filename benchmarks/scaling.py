@@ -21,7 +21,7 @@ from elmo_jax.corpus import Corpus, WordCounts, sentences
 from elmo_jax.errors import exit_on_bad_input
 from elmo_jax.model import init_bilm, zero_state
 from elmo_jax.streams import LanguageModelStream, word_table
-from elmo_jax.vocabulary import PADDING, Vocabulary
+from elmo_jax.vocabulary import Vocabulary
 
 HOST_DEVICES = 8  # devices of a host of the machines below
 
@@ -46,13 +46,7 @@ def count(config: Config, corpus: Corpus, vocabulary_size: int, devices: int) ->
     stream = LanguageModelStream(corpus, everyones, train.window, table.__getitem__, devices=devices, shuffle=True)
     for _ in range(3):  # in the first windows the rows begin together
         batch = next(stream)
-    words = [
-        (int(length), int(number))
-        for device in range(devices)
-        for length, number in zip(
-            *np.unique((batch.words[device][: batch.count[device]] != PADDING).sum(1), return_counts=True), strict=True
-        )
-    ]
+    words = operations.words_of(batch)
     keys = jax.random.split(jax.random.key(0))
     state = jax.eval_shape(
         lambda: training.init_state(
@@ -74,6 +68,7 @@ def count(config: Config, corpus: Corpus, vocabulary_size: int, devices: int) ->
         "rows": train.batch_size,
         "window": train.window,
         "devices": devices,
+        "precision": train.precision,
         "distinct_words": sum(number for _, number in words) // devices,
         "operations": operations.of_training_step(model, tokens * devices, words, train.negatives) // devices,
         "exchanged": dict(operations.exchanged(compiled.as_text())),
@@ -170,6 +165,7 @@ def benchmark(
         count(replace(chosen, train=replace(base, batch_size=rows, window=window)), corpus, size, number)
         for size, rows, window, number in tqdm(cases, "compiling")
     ]
+    counted.append(count(replace(chosen, train=replace(base, precision="float32")), corpus, vocabulary_size, 1))
     parameters = sum(
         leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: init_bilm(jax.random.key(0), chosen.model)))
     )

@@ -184,16 +184,16 @@ def changes(result: dict) -> str:
 
 def scaling(result: dict) -> str:
     """The tables of `benchmarks.scaling`."""
-    heads = ["vocabulary", "rows", "window", "devices", "distinct words", "operations", "all-reduce", "all-gather"]
-    heads += ["state", "temporary"]
+    heads = ["vocabulary", "rows", "window", "devices", "precision", "distinct words", "operations", "all-reduce"]
+    heads += ["all-gather", "state", "temporary"]
     rows = []
     for row in result["counted"]:
-        sizes = [str(row[name]) for name in ("rows", "window", "devices")]
+        sizes = [str(row[name]) for name in ("rows", "window", "devices", "precision")]
         exchanged = [f"{row['exchanged'].get(name, 0) / 1e6:,.1f} MB" for name in ("all-reduce", "all-gather")]
         memory = [f"{row[name] / GIB:.2f} GiB" for name in ("state_bytes", "temporary_bytes")]
         counts = [f"{row['distinct_words']:,}", f"{row['operations'] / 1e12:.3f} T"]
         rows.append([f"{row['vocabulary_size']:,}", *sizes, *counts, *exchanged, *memory])
-    text = markdown(heads, rows) + f"\nOf each device. Config {result['config']}, bfloat16. {about(result)}.\n\n"
+    text = markdown(heads, rows) + f"\nOf each device. Config {result['config']}. {about(result)}.\n\n"
     heads = ["machine", "products", "memory", "network", "input", "steps/s", "tokens/s", "ten epochs", "dollars"]
     rows, sums = [], []
     for row in result["predictions"]:

@@ -136,7 +136,7 @@ def sample_negatives(vocabulary_size: int, count: int, key: tuple[int, ...]) -> 
     """Draws words log-uniformly, P(v) = log((v + 2) / (v + 1)) / log(V + 1), until `count` different ones are there.
 
     Returns them, int32 [count], and the number of draws that it took (TensorFlow's log_uniform_candidate_sampler with
-    unique=True). The result is a function of `key`.
+    unique=True). The result is a function of `key`. ValueError if the vocabulary has fewer words.
     """
     if count > vocabulary_size:
         raise ValueError(f"{count} different words of {vocabulary_size} cannot be drawn")
@@ -146,7 +146,7 @@ def sample_negatives(vocabulary_size: int, count: int, key: tuple[int, ...]) -> 
         uniform = generator.random(size)
         uniform *= np.log(vocabulary_size + 1)
         parts.append(np.minimum(np.exp(uniform, out=uniform).astype(np.int32) - 1, np.int32(vocabulary_size - 1)))
-        draws = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        draws = np.concatenate(parts)
         numbers = np.arange(len(draws), dtype=np.int32)
         first[draws[::-1]] = numbers[::-1]  # of each word drawn the first draw: written last
         kept = np.flatnonzero(first[draws] == numbers)[:count]

@@ -247,7 +247,7 @@ def step_on_devices(config: Config, donate: bool = True) -> Callable:
     """`train_step` on all devices: (state, LSTM state, batch, rows, negatives) → (state, LSTM state, metrics).
 
     state as `place` makes it; leaves of the LSTM state [devices, b, ..], rows [devices, b]. With `donate` the states
-    that go in are used up.
+    that go in are used up. `lower` is that of the compiled program.
     """
     axes = softmax_axes(is_split(config))
     of_state = TrainState(None, axes, axes)

@@ -134,11 +134,12 @@ def place_on(devices: int, config, state):
     return training.TrainState(state.step, split(state.parameters, training.NO_WORD), split(state.accumulators, sums))
 
 
-def whole_from(config, state, vocabulary_size):
-    """`training.whole`; devices must have the same of what they share."""
+def whole_from(devices: int, config, state, vocabulary_size: int):
+    """`training.whole`; so many devices must have the same of what they share."""
     split = training.is_split(config)
     for leaf in jax.tree.leaves((state.parameters["bilm"], state.accumulators["bilm"]) if split else state):
         shards = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        assert len(shards) == devices
         assert all((shard == shards[0]).all() for shard in shards)
     return training.whole(config, state, vocabulary_size)
 

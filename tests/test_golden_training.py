@@ -108,7 +108,7 @@ def test_replay(folder, tmp_path):
     assert relative_error(norms, trace["gradient_norm"]) < TOLERANCE
     assert relative_error(per_direction, trace["loss_per_direction"].mean(1)) < TOLERANCE
 
-    state = whole_from(config, state, size)
+    state = whole_from(devices, config, state, size)
     assert worst(state.parameters, read_tree(folder / "final.npz", model)) < TOLERANCE
     assert worst(state.accumulators, read_tree(folder / "final_adagrad_accumulator.npz", model)) < TOLERANCE
     final = np.load(folder / "final_lstm_state.npz")

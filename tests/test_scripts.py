@@ -53,7 +53,8 @@ def test_profile_is_a_trace_of_the_steps(project, tmp_path):
     assert names["train_step"] == 2
     (planes,) = (tmp_path / "run" / "profile").rglob("*.xplane.pb")  # what TensorBoard opens
     assert planes.parts[-4:-2] == ("plugins", "profile")
-    assert any(plane.lines for plane in jax.profiler.ProfileData.from_file(str(planes)).planes)
+    lines = [line for plane in jax.profiler.ProfileData.from_file(str(planes)).planes for line in plane.lines]
+    assert any(event.name == "train_step" for line in lines for event in line.events)
     train.main(command)  # goes on without it
 
 

@@ -51,7 +51,7 @@ def train(config, devices, steps):
         negatives = training.draw_negatives(config, len(VOCABULARY), number) if sampled else None
         state, lstm_state, metrics = step(state, lstm_state, next(stream), rows, negatives)
         losses.append(np.asarray(metrics.losses.addressable_data(0)))
-    state = whole_from(config, state, len(VOCABULARY))
+    state = whole_from(devices, config, state, len(VOCABULARY))
     return np.array(losses), state, jax.tree.map(lambda leaf: np.asarray(leaf).reshape(ROWS, -1), lstm_state)
 
 

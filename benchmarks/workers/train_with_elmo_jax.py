@@ -12,6 +12,7 @@ import numpy as np
 from serve import peak_memory, serve, timed
 
 import elmo_jax
+from benchmarks import operations
 from elmo_jax import parallel, training
 from elmo_jax.config import Config, TrainConfig, from_options
 from elmo_jax.corpus import Corpus, sentences
@@ -112,9 +113,7 @@ def memory():
 
 def words():
     """Distinct words of the first batch by their length in characters: [[length, how many], ..]."""
-    batch, _ = next(inputs())
-    lengths = (batch.words[0][: batch.count[0]] != 260).sum(1)
-    return [[int(length), int(count)] for length, count in zip(*np.unique(lengths, return_counts=True), strict=True)]
+    return operations.words_of(next(inputs())[0])
 
 
 def about():
