@@ -111,17 +111,37 @@ def own_rows(rows: int) -> range:
     return range(jax.process_index() * each, (jax.process_index() + 1) * each)
 
 
-def parallel(function: Callable, in_axes: tuple, out_axes: tuple, donate: tuple[int, ...] = ()) -> Callable:
-    """Runs `function` on every device, with collectives over AXIS.
+def parallel(
+    function: Callable, in_axes: tuple, out_axes: tuple, donate: tuple[int, ...] = (), local: bool = False
+) -> Callable:
+    """Runs `function` on every device of all processes, or (`local`) of this one, with collectives over AXIS.
 
     An axis of 0 means that the argument or result has a leading device axis, None that all devices share it. A
     result under None must have been made equal (psum, pmean) by `function`: nothing checks that. Axes of results
     are numbers, None or tuples (a dict fails in JAX 0.10 with several processes).
     """
-    return jax.pmap(function, axis_name=AXIS, in_axes=in_axes, out_axes=out_axes, donate_argnums=donate)
+    devices = jax.local_devices() if local else None
+    return jax.pmap(
+        function, axis_name=AXIS, in_axes=in_axes, out_axes=out_axes, donate_argnums=donate, devices=devices
+    )
+
+
+_used_by: int | None = None  # the process that has used JAX here
+
+
+def check_process() -> None:
+    """Raises InputError in a forked child of a process that has used JAX, where any computation would hang."""
+    global _used_by
+    if _used_by not in (None, os.getpid()):
+        raise InputError(
+            f"this is a fork of process {_used_by}, which has used JAX: computing here would hang. Start processes by "
+            'spawn or forkserver (multiprocessing.get_context("spawn")), or load the model in the child alone'
+        )
+    _used_by = os.getpid()
 
 
 def _place(tree: Any, spec: P) -> Any:
+    check_process()
     sharding = NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), spec)
     # A copy, because a step that donates the result would delete an array of the caller's that shares its buffer.
     return jax.device_put(jax.tree.map(lambda array: np.array(array), tree), sharding)
