@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow peers
+.PHONY: demo test test-slow notebook peers
 
-.venv/installed: requirements.txt
+.venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --requirement requirements.txt
+	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $@
 
 # Trains the tiny model on the built-in text, embeds a few sentences, and looks at one word in them.
@@ -18,6 +19,8 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --check --quiet
+	$(BIN)/mypy
+	$(BIN)/mypy --strict tests/public_api.py
 	$(BIN)/python -m pytest --quiet -m "not slow" --numprocesses auto --dist worksteal
 
 # Many runs, much text, several processes; TensorFlow, to read its checkpoints. Minutes rather than seconds.

@@ -13,6 +13,10 @@ from elmo_jax.errors import InputError
 
 Precision = Literal["float32", "bfloat16"]
 
+# The named configs: in the package where it is installed, beside it in a checkout.
+CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = CONFIGS if CONFIGS.is_dir() else Path(__file__).parents[1] / "configs"
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -145,7 +149,7 @@ def check(config: Config) -> None:
         )
 
 
-def load_config(name: str, folder: Path) -> Config:
+def load_config(name: str, folder: Path = CONFIGS) -> Config:
     """Reads `config = Config(...)` from a Python file (a path, or a name in `folder`), or a run's config.json."""
     path = epath.Path(name)
     if path.suffix not in (".py", ".json"):
