@@ -29,7 +29,8 @@ from elmo_jax.config import Config, check, load_config
 from elmo_jax.corpus import BUILTIN, Corpus, WordCounts, sentences
 from elmo_jax.errors import InputError, exit_on_bad_input
 from elmo_jax.evaluation import evaluator
-from elmo_jax.model import init_bilm, zero_state
+from elmo_jax.model import zero_state
+from elmo_jax.modules import init_bilm, init_softmax
 from elmo_jax.streams import LanguageModelStream, prefetch, word_table
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import ModelFolder, read_folder, write_folder
@@ -101,7 +102,7 @@ def initial_parameters(config: Config, vocabulary: Vocabulary, init: ModelFolder
         "bilm": init_bilm(keys[0], config.model, len(vocabulary)) if init is None else init.parameters,
         "softmax": init.softmax
         if kept and init.softmax
-        else training.init_softmax(keys[1], config.model, len(vocabulary)),
+        else init_softmax(keys[1], config.model, len(vocabulary)),
     }
 
 

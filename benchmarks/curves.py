@@ -20,12 +20,14 @@ from tqdm import tqdm
 from benchmarks import tables
 from benchmarks.systems import ROOT, command, machine, result_path, save
 from elmo_jax import parallel, training
+from elmo_jax.char_cnn import spelled_vectors
 from elmo_jax.config import Config, ModelConfig, load_config
 from elmo_jax.corpus import Corpus, WordCounts, sentences
 from elmo_jax.errors import exit_on_bad_input
-from elmo_jax.layers import LSTMState, spelled_vectors
 from elmo_jax.losses import log_expected_count
-from elmo_jax.model import State, init_bilm, zero_state
+from elmo_jax.lstm import LSTMState
+from elmo_jax.model import State, zero_state
+from elmo_jax.modules import init_bilm, init_softmax
 from elmo_jax.streams import Batch, LanguageModelStream, word_table
 from elmo_jax.vocabulary import Vocabulary
 
@@ -140,7 +142,7 @@ def benchmark(
     keys = jax.random.split(jax.random.key(chosen.train.seed))
     parameters = {
         "bilm": init_bilm(keys[0], chosen.model),
-        "softmax": training.init_softmax(keys[1], chosen.model, len(vocabulary)),
+        "softmax": init_softmax(keys[1], chosen.model, len(vocabulary)),
     }
 
     def inputs():

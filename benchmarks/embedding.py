@@ -18,7 +18,7 @@ from benchmarks.systems import ROOT, System, command, machine, python_of, result
 from elmo_jax.config import ModelConfig, Precision, load_config, to_options
 from elmo_jax.corpus import read_input
 from elmo_jax.errors import exit_on_bad_input
-from elmo_jax.model import init_bilm
+from elmo_jax.modules import init_bilm
 from elmo_jax.weights import write_weights
 
 # Sentences that are embedded alone, to measure latency, after others that warm the system up.

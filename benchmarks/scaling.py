@@ -19,7 +19,8 @@ from elmo_jax import parallel, training
 from elmo_jax.config import Config, load_config
 from elmo_jax.corpus import Corpus, WordCounts, sentences
 from elmo_jax.errors import exit_on_bad_input
-from elmo_jax.model import init_bilm, zero_state
+from elmo_jax.model import zero_state
+from elmo_jax.modules import init_bilm, init_softmax
 from elmo_jax.streams import LanguageModelStream, word_table
 from elmo_jax.vocabulary import Vocabulary
 
@@ -52,7 +53,7 @@ def count(config: Config, corpus: Corpus, vocabulary_size: int, devices: int) ->
         lambda: training.init_state(
             {
                 "bilm": init_bilm(keys[0], model),
-                "softmax": training.init_softmax(keys[1], model, vocabulary_size),
+                "softmax": init_softmax(keys[1], model, vocabulary_size),
             }
         )
     )

@@ -13,11 +13,10 @@ from tqdm import tqdm
 from elmo_jax.config import Precision
 from elmo_jax.convert import convert as convert_checkpoint
 from elmo_jax.corpus import Corpus, WordCounts, sentences
-from elmo_jax.embedding import start_state
 from elmo_jax.errors import InputError, exit_on_bad_input
 from elmo_jax.evaluation import evaluator
 from elmo_jax.files import matching
-from elmo_jax.model import zero_state
+from elmo_jax.model import start_state, zero_state
 from elmo_jax.parallel import device_count, replicate
 from elmo_jax.streams import LanguageModelStream, word_table
 from elmo_jax.vocabulary import Vocabulary
@@ -93,7 +92,7 @@ def perplexity(
     start = {
         "carry": lambda: None,
         "zero": lambda: zero_state(folder.model),
-        "warm": lambda: start_state(folder, "warm"),
+        "warm": lambda: start_state(*folder[:3], "warm"),
     }
     evaluate = evaluator(folder.model, precision)
     result = evaluate(parameters, tqdm(batches, "perplexity", unit=" windows", leave=False), start[state]())

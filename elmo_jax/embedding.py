@@ -16,14 +16,14 @@ from etils import epath
 from jax import lax
 from tqdm import tqdm
 
+from elmo_jax.char_cnn import spelled_vectors
 from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.errors import InputError
 from elmo_jax.files import writing
-from elmo_jax.layers import spelled_vectors
-from elmo_jax.model import BiLM, State, zero_state
+from elmo_jax.model import Reading, State, read_window, start_state, zero_state
 from elmo_jax.parallel import AXIS, device_count, keep_compiled, parallel, replicate, shard
 from elmo_jax.streams import Segments, SentenceStream, Window, character_width, longest_first_at_end, make_window
-from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, PADDING, Vocabulary, character_ids
+from elmo_jax.vocabulary import PADDING, Vocabulary, character_ids
 from elmo_jax.weights import ModelFolder, read_folder, read_model
 
 Sentence = Sequence[str] | str
@@ -89,10 +89,9 @@ def embedding_step(
     parameters of the LSTMs; vectors [words, P]; state of all b rows, of which the window reads r. A mix is linear, so
     it is taken here, before anything is copied to the host; layer_weights [L + 1].
     """
-    inputs = window.forward, window.backward, jax.tree.map(lambda array: array[window.rows], state)
-    activations, read = BiLM(model, precision=precision).apply(
-        {"params": parameters}, vectors, *inputs, window.reset, start, window.used, method="read"
-    )
+    reading = Reading(window.forward, window.backward, window.reset, window.used)
+    before = jax.tree.map(lambda array: array[window.rows], state)
+    activations, read = read_window(model, parameters, vectors, reading, before, start, precision=precision)
     if layer_weights is not None:
         activations = (activations * layer_weights[None, :, None, None, None]).sum(1, keepdims=True)
     return activations, jax.tree.map(lambda array, rows: array.at[window.rows].set(rows), state, read)
@@ -121,12 +120,6 @@ def embedding_program(model: ModelConfig, precision: Precision):
 def remember_program(model: ModelConfig):
     """`remember` over all devices."""
     return parallel(functools.partial(remember, model), (None, None, None, 0), None, donate=(1,))
-
-
-@functools.cache
-def start_program(model: ModelConfig, vocabulary_size: int):
-    """The biLM on one device, for a few words."""
-    return jax.jit(BiLM(model, vocabulary_size).apply)
 
 
 class WordVectors:
@@ -197,7 +190,7 @@ class Elmo:
         self._lock = threading.Lock()
         self._words = replicate(folder.parameters["words"])
         self._vectors: WordVectors | None = None
-        self._start = functools.cache(functools.partial(start_state, folder))
+        self._start = functools.cache(functools.partial(start_state, *folder[:3]))
         self._lstms = functools.cache(self._lstm_parameters)
 
     def _lstm_parameters(self, precision: Precision) -> dict[str, Any]:
@@ -395,34 +388,6 @@ def _choose_rows(sentences: Iterator[list[str]], batch_size: int | None) -> tupl
             break
     cost = lambda rows: max(longest, tokens / rows) * (rows + STEP_OVERHEAD * device_count())
     return chain(held, sentences), min(choices, key=cost)
-
-
-WARM_SENTENCE = (".",)
-
-
-def start_state(folder: ModelFolder, state: Literal["warm", "zero"], boundaries: bool = True) -> State:
-    """The fixed state where a sentence begins: cell [D], hidden [P] of every direction and layer, as NumPy.
-
-    "warm": what the end of a short sentence leaves; in training no sentence began with a zero state. Unless the
-    `boundaries` are positions of their own, the one that each direction reads first is read here, once for all.
-    """
-    model = folder.model
-    words = [BEGIN_SENTENCE, *WARM_SENTENCE, END_SENTENCE]
-    read = list(range(len(words) - 1)) if state == "warm" else []
-    if not boundaries:
-        read.append(0)
-    if not read:
-        return zero_state(model)
-    forward = np.array([read])
-    if model.input == "characters":
-        encoded = character_ids(words, model.max_characters)
-    else:
-        encoded = folder.vocabulary.ids(words)
-    inputs = encoded, np.int32(len(words)), forward, len(words) - 1 - forward, zero_state(model, 1)
-    _, state = start_program(model, len(folder.parameters["words"]["embedding"]))(
-        {"params": folder.parameters}, *inputs
-    )
-    return jax.tree.map(lambda array: np.asarray(array)[0], state)
 
 
 def write_hdf5(path: Path, sentences: Iterable[list[str]], vectors: Iterable[np.ndarray]) -> None:

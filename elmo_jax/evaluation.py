@@ -11,7 +11,7 @@ from jax import lax
 
 from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.losses import full_softmax_loss
-from elmo_jax.model import BiLM, State, zero_state
+from elmo_jax.model import Reading, State, read_window, word_vectors, zero_state
 from elmo_jax.parallel import AXIS, parallel
 from elmo_jax.streams import Batch
 from elmo_jax.training import softmax_axes
@@ -39,11 +39,10 @@ def evaluation_step(
     With `start` the state becomes `start` at each beginning of a sentence; otherwise it is carried on. `axis` as in
     `full_softmax_loss`.
     """
-    softmax = parameters["softmax"]
-    bilm = BiLM(model, len(softmax["weight"]), precision)
-    reset = None if start is None else batch.reset
-    inputs = batch.words, batch.count, batch.forward, batch.backward, lstm_state
-    activations, lstm_state = bilm.apply({"params": parameters["bilm"]}, *inputs, reset=reset, start=start)
+    bilm, softmax = parameters["bilm"], parameters["softmax"]
+    reading = Reading(batch.forward, batch.backward, None if start is None else batch.reset)
+    vectors = word_vectors(model, bilm["words"], batch.words, batch.count, precision)
+    activations, lstm_state = read_window(model, bilm, vectors, reading, lstm_state, start, precision=precision)
     table = softmax["weight"], softmax["bias"]
     losses = [
         full_softmax_loss(hidden.reshape(-1, hidden.shape[-1]), *table, targets.reshape(-1), precision, axis)

@@ -2,33 +2,16 @@
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from elmo_jax.config import Precision
-from elmo_jax.layers import matmul, product, transposed
+from elmo_jax.products import matmul, product, transposed
 
 # Logits that the full softmax holds at a time, of all tokens for a block of the vocabulary.
 BLOCK = 2**24
-
-
-class Softmax(nn.Module):
-    """Owns the output layer that both directions share: weight [V, P], bias [V] (bilm-tf training.py, _build_loss)."""
-
-    vocabulary_size: int
-    projection_dim: int
-
-    @nn.compact
-    def __call__(self) -> dict[str, jax.Array]:
-        return {
-            "weight": self.param(
-                "weight", nn.initializers.normal(self.projection_dim**-0.5), (self.vocabulary_size, self.projection_dim)
-            ),
-            "bias": self.param("bias", nn.initializers.zeros, (self.vocabulary_size,)),
-        }
 
 
 def blocks(vocabulary_size: int, tokens: int) -> tuple[int, jax.Array, jax.Array]:

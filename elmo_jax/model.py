@@ -1,14 +1,24 @@
-"""The bidirectional language model: words, window and state → activations of both directions and state."""
+"""The bidirectional language model as functions of arrays: words and a window → activations of both directions, state.
 
+B rows, T positions in a window, U distinct words, C characters of a word, P projection size, D cell size, L layers.
+"""
+
+import functools
 from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elmo_jax.char_cnn import char_cnn_shapes, character_cnn
 from elmo_jax.config import ModelConfig, Precision
-from elmo_jax.layers import LSTM, CharacterCNN, LSTMState, WordTable
+from elmo_jax.lstm import LSTMState, lstm, lstm_shapes
+from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, Vocabulary, character_ids
+
+DIRECTIONS = ("forward", "backward")
+# What the LSTMs read before a sentence for its state to be warm: the words of a short sentence.
+WARM_SENTENCE = (".",)
 
 # Of each direction, each layer's state.
 State = tuple[tuple[LSTMState, ...], tuple[LSTMState, ...]]
@@ -21,105 +31,127 @@ def zero_state(model: ModelConfig, *rows: int) -> State:
     return ((layer,) * model.layers,) * 2
 
 
-class BiLM(nn.Module):
-    """The bidirectional language model of Peters et al. 2018, section 3.1, without its softmax."""
+def parameter_shapes(model: ModelConfig, vocabulary_size: int = 0) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Shape of every parameter: {"words": {name: shape}, "forward_0": .., "backward_0": .., ..}.
 
-    model: ModelConfig
-    vocabulary_size: int = 0  # used by models without characters
-    precision: Precision = "float32"
-
-    def setup(self):
-        model = self.model
-        if model.input == "characters":
-            self.words = CharacterCNN(model, self.precision)
-        else:
-            self.words = WordTable(self.vocabulary_size, model.projection_dim)
-        self.forward = [LSTM(model, self.precision) for _ in range(model.layers)]
-        self.backward = [LSTM(model, self.precision) for _ in range(model.layers)]
-
-    def __call__(
-        self, words: jax.Array, count: jax.Array, forward: jax.Array, backward: jax.Array, state: State, **options
-    ) -> tuple[jax.Array, State]:
-        """Reads a window, given the spelling of its words.
-
-        words     [U, C] character ids, or [U] vocabulary ids, of the window's distinct words
-        count     [] how many of the U words the window has
-
-        The other arguments and the result are those of `read`.
-        """
-        vectors = self.words(words, count) if self.model.input == "characters" else self.words(words)
-        return self.read(vectors, forward, backward, state, **options)
-
-    def read(
-        self,
-        vectors: jax.Array,
-        forward: jax.Array,
-        backward: jax.Array,
-        state: State,
-        reset: jax.Array | None = None,
-        start: State | None = None,
-        used: jax.Array | None = None,
-        dropout: Callable[[int, jax.Array], jax.Array] | None = None,
-    ) -> tuple[jax.Array, State]:
-        """Reads a window, given word vectors.
-
-        vectors   [U, P] word vectors
-        forward   [B, T] which of the words each position of a forward row reads; `backward` likewise
-        state     where the rows stand; the state after the window is returned
-        reset     [B, T] true where the state becomes `start` (no row axis) before the position; None: nowhere
-        used      [T] false where no row has a word: the position is left out; None: all are read
-        dropout   (number of the place, x [T, B, P]) → x, called on every LSTM layer's input
-
-        Returns activations [2, L + 1, B, T, P]: of each direction the word vectors, then each layer's output.
-        """
-        reset = None if reset is None else reset.T
-        activations, new_state = [], []
-        directions = (self.forward, forward), (self.backward, backward)
-        for direction, (lstms, numbers) in enumerate(directions):
-            outputs = [vectors[numbers.T]]  # [T, B, P]
-            states = []
-            for layer, lstm in enumerate(lstms):
-                inputs = outputs[-1]
-                if dropout is not None:
-                    inputs = dropout(direction * self.model.layers + layer, inputs)
-                begin = None if start is None else start[direction][layer]
-                output, layer_state = lstm(inputs, state[direction][layer], reset, begin, used)
-                if self.model.skip_connections and layer > 0:
-                    output = output + inputs  # as in bilm-tf, inputs after dropout; the recurrent output is without
-                outputs.append(output)
-                states.append(layer_state)
-            activations.append(jnp.stack(outputs).swapaxes(1, 2))
-            new_state.append(tuple(states))
-        return jnp.stack(activations), tuple(new_state)
+    Models without characters have a vector of each of the vocabulary's words instead of a char CNN.
+    """
+    table = {"embedding": (vocabulary_size, model.projection_dim)}
+    layers = [f"{direction}_{layer}" for direction in DIRECTIONS for layer in range(model.layers)]
+    words = char_cnn_shapes(model) if model.input == "characters" else table
+    return {"words": words, **{name: lstm_shapes(model) for name in layers}}
 
 
-def init_bilm(key: jax.Array, model: ModelConfig, vocabulary_size: int = 0) -> dict:
-    """Initial parameters of the biLM, distributed as bilm-tf's."""
-    words = jnp.zeros((1, model.max_characters) if model.input == "characters" else (1,), jnp.int32)
-    position = jnp.zeros((1, 1), jnp.int32)
-    bilm = BiLM(model, vocabulary_size)
-    return jax.jit(bilm.init)(key, words, jnp.int32(1), position, position, zero_state(model, 1))["params"]
+def word_vectors(
+    model: ModelConfig, parameters: dict[str, jax.Array], words: jax.Array, count: jax.Array, precision: Precision
+) -> jax.Array:
+    """Vectors [U, P] of distinct words, given the parameters of "words".
+
+    words [U, C] are character ids, or [U] ids in the vocabulary; `count` [] of them are there.
+    """
+    if model.input == "characters":
+        return character_cnn(parameters, words, count, model, precision)
+    return parameters["embedding"][words]
 
 
-class ScalarMix(nn.Module):
-    """γ · Σ softmax(w)_l · h_l over L + 1 layers (Peters et al. 2018, equation 1), w and γ learned.
+class Reading(NamedTuple):
+    """What the rows of a window read.
 
-    With `layer_norm`, each layer is first normalised by one mean and variance over all of its values where `mask` is
-    true (as published, hence the result depends on what else is in the batch).
+    forward   [B, T] which of the words each position of a forward row reads
+    backward  [B, T] the same for the backward rows
+    reset     [B, T] true where the state becomes the start state before the position; None: nowhere
+    used      [T] false where no row has a word: the position is left out; None: all are read
     """
 
-    layer_norm: bool = False
-
-    @nn.compact
-    def __call__(self, activations: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """activations [L + 1, .., 2P], mask [..] → [.., 2P]."""
-        weights = self.param("weights", nn.initializers.zeros, (activations.shape[0],))
-        gamma = self.param("gamma", nn.initializers.ones, ())
-        return scalar_mix(activations, weights, gamma, self.layer_norm, mask)
+    forward: jax.Array
+    backward: jax.Array
+    reset: jax.Array | None = None
+    used: jax.Array | None = None
 
 
-def scalar_mix(activations, weights, gamma, layer_norm: bool = False, mask: jax.Array | None = None) -> jax.Array:
-    """The function of `ScalarMix`: activations [L + 1, .., 2P], weights [L + 1], gamma [] → [.., 2P]."""
+def read_window(
+    model: ModelConfig,
+    parameters: dict[str, Any],
+    vectors: jax.Array,
+    reading: Reading,
+    lstm_state: State,
+    start_state: State | None = None,
+    *,
+    precision: Precision = "float32",
+    dropout: Callable[[int, jax.Array], jax.Array] | None = None,
+) -> tuple[jax.Array, State]:
+    """Reads a window (Peters et al. 2018, section 3.1): vectors [U, P] → activations [2, L + 1, B, T, P], LSTM state.
+
+    Activations are, of each direction, the word vectors, then each layer's output. lstm_state [B, ..] is where the
+    rows stand; start_state (no row axis) what it becomes at resets. dropout (number of the place, x [T, B, P]) → x is
+    called on every LSTM layer's input.
+    """
+    reset = None if reading.reset is None else reading.reset.T
+    activations, new_state = [], []
+    for direction, name in enumerate(DIRECTIONS):
+        outputs = [vectors[getattr(reading, name).T]]  # [T, B, P]
+        states = []
+        for layer in range(model.layers):
+            inputs = outputs[-1]
+            if dropout is not None:
+                inputs = dropout(direction * model.layers + layer, inputs)
+            begin = None if start_state is None else start_state[direction][layer]
+            weights, before = parameters[f"{name}_{layer}"], lstm_state[direction][layer]
+            output, after = lstm(weights, inputs, before, reset, begin, reading.used, model, precision)
+            if model.skip_connections and layer > 0:
+                output = output + inputs  # as in bilm-tf, inputs after dropout; the recurrent output is without
+            outputs.append(output)
+            states.append(after)
+        activations.append(jnp.stack(outputs).swapaxes(1, 2))
+        new_state.append(tuple(states))
+    return jnp.stack(activations), tuple(new_state)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _state_after(model: ModelConfig, parameters: dict[str, Any], words: jax.Array, reading: Reading) -> State:
+    """The state of one row that has read a few words, given as in `word_vectors`, from zero."""
+    vectors = word_vectors(model, parameters["words"], words, np.int32(len(words)), "float32")
+    return read_window(model, parameters, vectors, reading, zero_state(model, 1))[1]
+
+
+def start_state(
+    model: ModelConfig,
+    parameters: dict[str, Any],
+    vocabulary: Vocabulary | None,
+    mode: Literal["warm", "zero"],
+    boundaries: bool = True,
+) -> State:
+    """The fixed state where a sentence begins: cell [D], hidden [P] of every direction and layer, as NumPy.
+
+    "warm": what the end of a short sentence leaves; in training no sentence began with a zero state. Unless the
+    `boundaries` are positions of their own, the one that each direction reads first is read here, once for all.
+    """
+    words = [BEGIN_SENTENCE, *WARM_SENTENCE, END_SENTENCE]
+    places = list(range(len(words) - 1)) if mode == "warm" else []
+    if not boundaries:
+        places.append(0)
+    if not places:
+        return zero_state(model)
+    forward = np.array([places], np.int32)
+    characters = model.input == "characters"
+    encoded = character_ids(words, model.max_characters) if characters else vocabulary.ids(words)
+    state = _state_after(model, parameters, encoded, Reading(forward, len(words) - 1 - forward))
+    return jax.tree.map(lambda array: np.asarray(array)[0], state)
+
+
+def scalar_mix(
+    activations: jax.Array,
+    weights: jax.Array,
+    gamma: jax.Array,
+    layer_norm: bool = False,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """γ · Σ softmax(w)_l · h_l over L + 1 layers (Peters et al. 2018, equation 1).
+
+    activations [L + 1, .., 2P], weights [L + 1], gamma [] → [.., 2P]. With `layer_norm`, each layer is first
+    normalised by one mean and variance over all of its values where `mask` [..] is true (as published, hence the
+    result depends on what else is in the batch).
+    """
     if layer_norm:
         activations = jnp.stack([normalise(layer, mask) for layer in activations])
     return gamma * jnp.tensordot(jax.nn.softmax(weights), activations, 1, precision=jax.lax.Precision.HIGHEST)

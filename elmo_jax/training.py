@@ -1,4 +1,4 @@
-"""Initial parameters, the pure training step, and the step compiled for all devices."""
+"""The pure training step, and the step compiled for all devices."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,9 +9,9 @@ import numpy as np
 import optax
 from jax import lax
 
-from elmo_jax.config import Config, ModelConfig
-from elmo_jax.losses import Softmax, full_softmax_loss, log_expected_count, sample_negatives, sampled_softmax_loss
-from elmo_jax.model import BiLM, State
+from elmo_jax.config import Config
+from elmo_jax.losses import full_softmax_loss, log_expected_count, sample_negatives, sampled_softmax_loss
+from elmo_jax.model import Reading, State, read_window, word_vectors
 from elmo_jax.parallel import AXIS, fetch, gather_words, parallel, replicate, shard_words
 from elmo_jax.streams import Batch
 
@@ -53,11 +53,6 @@ class Metrics(NamedTuple):
     @property
     def loss(self) -> float:
         return float(np.mean(self.losses))
-
-
-def init_softmax(key: jax.Array, model: ModelConfig, vocabulary_size: int) -> dict[str, jax.Array]:
-    """Initial parameters of the output layer."""
-    return jax.jit(Softmax(vocabulary_size, model.projection_dim).init)(key)["params"]
 
 
 def init_state(parameters: dict[str, Any]) -> TrainState:
@@ -162,11 +157,13 @@ def loss(
     the rows of `of_softmax`; the other arguments as in `train_step`.
     """
     model, train = config.model, config.train
-    bilm = BiLM(model, vocabulary_size, train.precision)
     key = jax.random.fold_in(jax.random.key(train.seed), step)
     dropout = dropout_by_row(key, rows, train.dropout) if train.dropout else None
-    inputs = batch.words, batch.count, batch.forward, batch.backward, lstm_state
-    activations, lstm_state = bilm.apply({"params": parameters["bilm"]}, *inputs, dropout=dropout)
+    bilm, reading = parameters["bilm"], Reading(batch.forward, batch.backward)
+    vectors = word_vectors(model, bilm["words"], batch.words, batch.count, train.precision)
+    activations, lstm_state = read_window(
+        model, bilm, vectors, reading, lstm_state, precision=train.precision, dropout=dropout
+    )
     table = parameters["softmax"]["weight"], parameters["softmax"]["bias"]
     losses = []
     for direction, hidden in enumerate(activations[:, -1].swapaxes(1, 2)):  # [T, b, P]

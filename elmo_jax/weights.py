@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
-import jax
 import numpy as np
 
+from elmo_jax.char_cnn import HIGHWAY
 from elmo_jax.config import ModelConfig, read_options, to_options
 from elmo_jax.errors import InputError
 from elmo_jax.files import reading, writing
-from elmo_jax.layers import HIGHWAY
-from elmo_jax.model import init_bilm
+from elmo_jax.model import parameter_shapes
 from elmo_jax.vocabulary import Vocabulary
 
 # Name in the file → path in the parameters. Arrays are the same on both sides: shapes, order of gates, and the forget
@@ -51,8 +50,8 @@ def weight_names(model: ModelConfig) -> Names:
 
 def weight_shapes(model: ModelConfig, vocabulary_size: int) -> dict[str, tuple[int, ...]]:
     """Shape of every array in a model's weight file."""
-    tree = jax.eval_shape(lambda: init_bilm(jax.random.key(0), model, vocabulary_size))
-    return {name: tree[module][array].shape for name, (module, array) in weight_names(model).items()}
+    shapes = parameter_shapes(model, vocabulary_size)
+    return {name: shapes[module][array] for name, (module, array) in weight_names(model).items()}
 
 
 @contextlib.contextmanager

@@ -10,9 +10,10 @@ import pytest
 from conftest import ROOT, SMALL, script_environment
 
 from benchmarks import operations, tables
+from elmo_jax.char_cnn import spelled_vectors
 from elmo_jax.config import ModelConfig
-from elmo_jax.layers import spelled_vectors
-from elmo_jax.model import BiLM, init_bilm, zero_state
+from elmo_jax.model import Reading, read_window, zero_state
+from elmo_jax.modules import init_bilm
 
 
 def products(jaxpr) -> int:
@@ -41,8 +42,7 @@ def test_operations_are_those_of_the_program(model):
     vectors = np.zeros((1, model.projection_dim), np.float32)
 
     def read(parameters):
-        inputs = vectors, numbers, numbers, zero_state(model, rows)
-        return BiLM(model).apply({"params": parameters}, *inputs, method="read")
+        return read_window(model, parameters, vectors, Reading(numbers, numbers), zero_state(model, rows))
 
     assert products(jax.make_jaxpr(read)(parameters).jaxpr) == rows * window * operations.of_lstms(model)
 

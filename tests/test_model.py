@@ -6,19 +6,12 @@ import numpy as np
 import pytest
 from conftest import ROOT, SMALL, TOLERANCE, relative_error
 
+from elmo_jax.char_cnn import CHUNK, character_cnn, spelled_vectors
 from elmo_jax.config import load_config
-from elmo_jax.layers import (
-    CHUNK,
-    LSTMState,
-    as_operand,
-    character_cnn,
-    lstm,
-    matmul,
-    packed,
-    spelled_vectors,
-    unpacked,
-)
-from elmo_jax.model import BiLM, ScalarMix, init_bilm, scalar_mix, zero_state
+from elmo_jax.lstm import LSTMState, lstm
+from elmo_jax.model import scalar_mix, zero_state
+from elmo_jax.modules import BiLM, ScalarMix, init_bilm
+from elmo_jax.products import as_operand, matmul, packed, unpacked
 
 
 def window(model=SMALL, rows=2, window=5, words=13, seed=0):
@@ -54,7 +47,7 @@ def test_reset_starts_anew():
     start = jax.tree.map(lambda leaf: 0.3 * jnp.ones(leaf.shape), zero_state(SMALL))
     reset = np.zeros((2, 6), bool)
     reset[0, 2] = True
-    found, _ = apply(parameters, words, count, forward, backward, state, reset=reset, start=start)
+    found, _ = apply(parameters, words, count, forward, backward, state, reset=reset, start_state=start)
     carried, _ = apply(parameters, words, count, forward, backward, state)
     rows = jax.tree.map(lambda leaf: jnp.tile(leaf[None], (2, 1)), start)
     anew, _ = apply(parameters, words, count, forward[:, 2:], backward[:, 2:], rows)

@@ -11,7 +11,8 @@ from elmo_jax.config import Config, TrainConfig
 from elmo_jax.corpus import Corpus
 from elmo_jax.evaluation import evaluator
 from elmo_jax.losses import full_softmax_loss, log_expected_count, sampled_softmax_loss
-from elmo_jax.model import BiLM, init_bilm, zero_state
+from elmo_jax.model import zero_state
+from elmo_jax.modules import BiLM, init_bilm, init_softmax
 from elmo_jax.parallel import device_count
 from elmo_jax.streams import LanguageModelStream, word_table
 from elmo_jax.vocabulary import Vocabulary
@@ -32,7 +33,7 @@ def config(**train):
 
 
 def initial_parameters():
-    softmax = training.init_softmax(jax.random.key(1), SMALL, len(VOCABULARY))
+    softmax = init_softmax(jax.random.key(1), SMALL, len(VOCABULARY))
     return {"bilm": jax.tree.map(lambda leaf: 2 * leaf, init_bilm(jax.random.key(0), SMALL)), "softmax": softmax}
 
 
@@ -181,7 +182,7 @@ def test_initial_values_are_those_of_bilm_tf():
     assert (lstm["bias"] == 0).all()
     limit = np.sqrt(6 / (2 * 7 + 4 * 11))
     assert 0.9 * limit < np.abs(lstm["kernel"]).max() <= limit
-    deviation = np.std(training.init_softmax(jax.random.key(1), SMALL, 5000)["weight"])
+    deviation = np.std(init_softmax(jax.random.key(1), SMALL, 5000)["weight"])
     assert relative_error(deviation, 7**-0.5) < 0.02
 
 
@@ -193,7 +194,7 @@ def communicated_bytes(devices, vocabulary_size, softmax):
     def initial():
         parameters = {
             "bilm": init_bilm(jax.random.key(0), SMALL),
-            "softmax": training.init_softmax(jax.random.key(1), SMALL, words),
+            "softmax": init_softmax(jax.random.key(1), SMALL, words),
         }
         if softmax == "full":
             parameters["softmax"] = jax.tree.map(lambda leaf: jnp.stack([leaf] * devices), parameters["softmax"])

@@ -9,7 +9,7 @@ from conftest import SMALL, random_weights, write_random_model
 
 from elmo_jax.config import ModelConfig, from_options, read_options
 from elmo_jax.errors import InputError
-from elmo_jax.model import init_bilm
+from elmo_jax.modules import init_bilm
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import read_folder, read_weights, weight_shapes, write_arrays, write_folder, write_weights
 

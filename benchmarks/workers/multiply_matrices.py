@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from serve import serve, timed
 
-from elmo_jax.layers import product
+from elmo_jax.products import product
 
 (precision,) = sys.argv[1:]
 SHAPES = ((256, 1024, 16384), (2048, 1024, 16384), (4096, 4096, 4096))

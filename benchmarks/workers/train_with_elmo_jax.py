@@ -16,7 +16,8 @@ from benchmarks import operations
 from elmo_jax import parallel, training
 from elmo_jax.config import Config, TrainConfig, from_options
 from elmo_jax.corpus import Corpus, sentences
-from elmo_jax.model import init_bilm, zero_state
+from elmo_jax.model import zero_state
+from elmo_jax.modules import init_bilm, init_softmax
 from elmo_jax.streams import LanguageModelStream, prefetch, word_table
 from elmo_jax.vocabulary import Vocabulary
 
@@ -48,7 +49,7 @@ def inputs():
 
 
 keys = jax.random.split(jax.random.key(0))
-softmax = training.init_softmax(keys[1], model, len(vocabulary))
+softmax = init_softmax(keys[1], model, len(vocabulary))
 state = training.place(config, training.init_state({"bilm": init_bilm(keys[0], model), "softmax": softmax}))
 del softmax
 lstm_state = parallel.shard(zero_state(model, asked["rows"]))
