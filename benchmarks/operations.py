@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from math import prod
 
 from elmo_jax.config import ModelConfig
+from elmo_jax.model import parameter_shapes
 from elmo_jax.streams import Batch
 from elmo_jax.vocabulary import PADDING
 
@@ -28,6 +29,11 @@ def of_word(model: ModelConfig, characters: int) -> int:
     highways = model.highway_layers * 2 * model.filter_dim**2
     projection = model.filter_dim * model.projection_dim if model.filter_dim != model.projection_dim else 0
     return 2 * (convolutions + highways + projection)
+
+
+def parameters(model: ModelConfig) -> int:
+    """Numbers that a model with characters has, without the softmax."""
+    return sum(prod(shape) for shapes in parameter_shapes(model).values() for shape in shapes.values())
 
 
 def of_text(model: ModelConfig, sentences: Iterable[list[str]]) -> int:

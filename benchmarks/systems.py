@@ -20,9 +20,9 @@ INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 
 
 class System:
-    """A worker process (workers/*.py) that runs one system at one precision."""
+    """A worker process (workers/*.py of the checkout `root`) that runs one system at one precision."""
 
-    def __init__(self, name: str, precision: str, python: Path, script: str, *arguments: str):
+    def __init__(self, name: str, precision: str, python: Path, script: str, *arguments: str, root: Path = ROOT):
         if not python.exists():
             raise InputError(f"there is no {python}; `make peers` sets up the environments of the peers")
         self.name, self.precision = name, precision
@@ -31,7 +31,7 @@ class System:
             "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # large pages help every system
             "TF_CPP_MIN_LOG_LEVEL": "2",
         }
-        command = [python, "-W", "ignore", ROOT / "benchmarks" / "workers" / script, *arguments]
+        command = [python, "-W", "ignore", root / "benchmarks" / "workers" / script, *arguments]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
         )
@@ -56,6 +56,14 @@ class System:
 def python_of(peer: str) -> Path:
     """The interpreter of a peer's environment (`make peers`); this project's own is the one that runs."""
     return Path(sys.executable) if peer == "elmo_jax" else ROOT / ".peers" / peer / "bin" / "python"
+
+
+def available_memory() -> int:
+    """Bytes that can be used without swapping: what is free and what the system would give back."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        return 1024 * int(re.search(r"MemAvailable:\s*(\d+)", meminfo.read_text())[1])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def machine() -> dict[str, str]:

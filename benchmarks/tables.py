@@ -122,11 +122,12 @@ def training(result: dict) -> str:
                 *parts,
             ]
         )
+    turns = "" if result.get("memory", {"together": True})["together"] else ", one system at a time"
     speeds = [row["input_tokens_per_second"] for row in result["systems"] if "input_tokens_per_second" in row]
     note = (
         f"Config {result['config']}, {result['rows']} rows of {result['window']} positions, {result['negatives']} "
-        f"negatives, {result['repeats']} rounds of {result['steps']} steps. Input pipeline alone: {min(speeds):,.0f} "
-        f"tokens/s. {about(result)}.\n"
+        f"negatives, {result['repeats']} rounds of {result['steps']} steps{turns}. Input pipeline alone: "
+        f"{min(speeds):,.0f} tokens/s. {about(result)}.\n"
     )
     return markdown(heads, rows) + "\n" + note
 
@@ -182,6 +183,29 @@ def changes(result: dict) -> str:
     return markdown(["change", "tokens/s (min – max)", "ratio"], rows) + "\n" + note
 
 
+def versions(result: dict) -> str:
+    """The table of `benchmarks.versions`."""
+    heads = ["what", "precision", "this", "the other", "other / this, pair by pair (min – max)"]
+    rows = []
+    for row in result["pairs"]:
+        ratio = row["ratio"]
+        seconds = [f"{row[name]['median']:.3f} s" for name in ("seconds", "other_seconds")]
+        rows.append(
+            [
+                row["what"],
+                row["precision"],
+                *seconds,
+                f"{ratio['median']:.3f} ({ratio['min']:.3f} – {ratio['max']:.3f})",
+            ]
+        )
+    note = (
+        f"Medians of {result['repeats']} rounds; over 1: this is faster. This: {result['this']}, the other: "
+        f"{result['other']}. Embedding {result['tokens']:,} tokens, a training step of {result['rows']} rows of "
+        f"{result['window']} positions. Config {result['config']}. {about(result)}.\n"
+    )
+    return markdown(heads, rows) + "\n" + note
+
+
 def scaling(result: dict) -> str:
     """The tables of `benchmarks.scaling`."""
     heads = ["vocabulary", "rows", "window", "devices", "precision", "distinct words", "operations", "all-reduce"]
@@ -225,7 +249,8 @@ def scaling(result: dict) -> str:
 
 
 TABLES = {
-    table.__name__: table for table in (embedding, text_length, precision, training, curves, forms, changes, scaling)
+    table.__name__: table
+    for table in (embedding, text_length, precision, training, curves, forms, changes, versions, scaling)
 }
 
 

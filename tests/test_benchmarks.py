@@ -3,15 +3,16 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 from conftest import ROOT, SMALL, script_environment
 
-from benchmarks import operations, tables
+from benchmarks import operations, systems, tables, training
 from elmo_jax.char_cnn import spelled_vectors
-from elmo_jax.config import ModelConfig
+from elmo_jax.config import ModelConfig, load_config
 from elmo_jax.model import Reading, read_window, zero_state
 from elmo_jax.modules import init_bilm
 
@@ -60,25 +61,98 @@ def test_tables_are_those_of_the_results(name):
     assert tables.update(text) == text
 
 
+def test_estimates_of_memory_hold_for_what_was_measured():
+    measured = 0
+    for path in systems.RESULTS.glob("training-*.json"):
+        result = json.loads(path.read_text())
+        config = load_config(result["config"])
+        train = replace(config.train, batch_size=result["rows"], window=result["window"])
+        for row in result["systems"]:
+            candidate = training.Candidate(row["system"], row["precision"], row["vocabulary_size"])
+            needed = training.needed_memory(candidate, config.model, train)
+            assert row["peak_memory_bytes"] <= needed <= 1.25 * row["peak_memory_bytes"], (path.name, candidate)
+            measured += 1
+    assert measured >= 8
+
+
+def test_systems_that_do_not_fit_run_one_at_a_time(capsys):
+    both = [training.Candidate("elmo_jax", precision, 793_471) for precision in ("float32", "bfloat16")]
+    peer = training.Candidate("bilm-tf", "float32", 793_471)
+    gib = 2**30
+    for candidates, config, available, together in (
+        ([*both, peer], "original", 23 * gib, False),
+        ([*both, peer], "original", 64 * gib, True),
+        ([both[0], peer], "original", 27 * gib, True),
+        (both, "original", 16 * gib, False),
+        (both, "small", 23 * gib, True),
+    ):
+        planned = training.plan(candidates, load_config(config), available)
+        assert planned["together"] == together
+        assert planned["reason"] in capsys.readouterr().out
+    assert systems.available_memory() > gib
+    assert training.visits(3, 5, together=True) == [([0, 1, 2], 5)]
+    apart = training.visits(3, 5, together=False)
+    assert apart == [([0], 3), ([1], 3), ([2], 3), ([2], 2), ([1], 2), ([0], 2)]
+    assert training.visits(2, 1, together=False) == [([0], 1), ([1], 1)]
+
+
 BENCHMARKS = {
     "embedding": "--repeats 1",
     "text_length": "--tokens 500 --repeats 1",
     "precision": "",
     "training": "--vocabulary_sizes 2000 --repeats 1",
     "curves": "--rows 4 --steps 10",
+    "versions": f"--other {ROOT} --vocabulary_size 2000 --rows 4 --steps 1 --repeats 2",
     "scaling": "--vocabulary_size 2000 --devices 1",
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("module", BENCHMARKS)
-def test_benchmarks_run(tmp_path, module):
-    """On a tiny model, without peers."""
+@pytest.fixture
+def text(tmp_path):
     lines = (ROOT / "configs" / "demo_sentences.txt").read_text() * 100
     (tmp_path / "text.txt").write_text(lines + " ".join(f"word-{number}" for number in range(600)))
-    command = [sys.executable, "-m", f"benchmarks.{module}", "--text", tmp_path / "text.txt", "--config", "tiny"]
+    return tmp_path / "text.txt"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", BENCHMARKS)
+def test_benchmarks_run(tmp_path, text, module):
+    """On a tiny model, without peers."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", "--text", text, "--config", "tiny"]
     command += ["--output", tmp_path / "result.json", *BENCHMARKS[module].split()]
     done = subprocess.run(command, cwd=ROOT, env=script_environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((tmp_path / "result.json").read_text())["benchmark"] == module
     assert "| --- |" in done.stdout
+
+
+@pytest.mark.slow
+def test_training_one_system_at_a_time(tmp_path, text, monkeypatch, capsys):
+    """Both precisions are started twice, one after the other; no two at once."""
+    alive = 0
+
+    class Counted(systems.System):
+        def __init__(self, name, *arguments, **options):
+            nonlocal alive
+            super().__init__(name, *arguments, **options)
+            alive += name == "elmo_jax"
+            started.append(self.precision if name == "elmo_jax" else name)
+            assert alive <= 1
+
+        def close(self):
+            nonlocal alive
+            super().close()
+            alive -= self.name == "elmo_jax"
+
+    started: list[str] = []
+    for name in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS"):
+        monkeypatch.setenv(name, script_environment().get(name, ""))
+    monkeypatch.setattr(training, "System", Counted)
+    monkeypatch.setattr(training, "available_memory", lambda: 2**30)
+    sizes = {"vocabulary_sizes": (2000,), "rows": 4, "repeats": 2}
+    training.benchmark(str(text), config="tiny", **sizes, output=tmp_path / "result.json")
+    assert [name for name in started if name != "matrix product"] == ["float32", "bfloat16", "bfloat16", "float32"]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert not result["memory"]["together"]
+    assert "one system at a time" in tables.training(result)
+    assert len(result["systems"]) == 2
