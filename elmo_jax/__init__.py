@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from elmo_jax.config import Config, DataConfig, ModelConfig, TrainConfig
-from elmo_jax.embedding import Elmo, Mix, load
+from elmo_jax.elmo import Elmo, Mix, load
 from elmo_jax.errors import InputError
 
 __all__ = [

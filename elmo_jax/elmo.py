@@ -1,0 +1,291 @@
+"""load() and Elmo: sentences → vectors. What users touch; the work is done in engine.py."""
+
+import functools
+import os
+import reprlib
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+from etils import epath
+from tqdm import tqdm
+
+from elmo_jax.config import ModelConfig, Precision
+from elmo_jax.engine import Engine, Request, StateMode
+from elmo_jax.errors import InputError
+from elmo_jax.files import is_remote
+from elmo_jax.parallel import check_process
+from elmo_jax.vocabulary import Vocabulary
+from elmo_jax.weights import ModelFolder, read_folder, read_model
+
+Sentence = Sequence[str] | str
+Layers = Literal["average", "top", "all", "mix"]
+Vectors = npt.NDArray[np.float32]
+PathLike = str | os.PathLike[str]
+
+
+class Mix(NamedTuple):
+    """A scalar mix, γ · Σ softmax(weights)_l · h_l.
+
+    With `layer_norm`, each layer is first normalised by one mean and variance over all values of the sentence that
+    are returned: what bilm-tf computes for a batch of that one sentence, or AllenNLP if boundaries are kept.
+    """
+
+    weights: Sequence[float] | npt.NDArray[np.floating[Any]]
+    gamma: float = 1.0
+    layer_norm: bool = False
+
+
+def load(
+    model: PathLike | None = None,
+    weights: PathLike | None = None,
+    vocab: PathLike | None = None,
+    *,
+    options: PathLike | None = None,
+    compilation_cache: bool = True,
+) -> "Elmo":
+    """Loads a model: `load(folder)`, a training workdir too, or `load("options.json", "weights.hdf5")`.
+
+    Models without characters need a `vocab`, which a folder holds. Programs that the model compiles are kept for the
+    next process in ~/.cache/elmo_jax, or where JAX has been told to keep all programs; without `compilation_cache`
+    (or with the environment's ELMO_JAX_COMPILATION_CACHE=0) they are not. JAX's settings stay as they are.
+    """
+    check_process()
+    given = {"model": model, "options": options, "weights": weights, "vocab": vocab}
+    source = {name: _absolute(name, path) for name, path in given.items() if path is not None}
+    paths = {name: epath.Path(path) for name, path in source.items()}
+    if paths.keys() == {"model"}:
+        folder = read_folder(paths["model"])
+    elif paths.keys() - {"vocab"} in ({"model", "weights"}, {"options", "weights"}):
+        folder = read_model(paths.get("model") or paths["options"], paths["weights"], paths.get("vocab"))
+    else:
+        raise InputError(
+            f"load() was given {', '.join(source) or 'nothing'}; it takes a folder, load(FOLDER), or two files, "
+            "load(OPTIONS, WEIGHTS), and for models without characters vocab=VOCABULARY"
+        )
+    return Elmo(folder, source, compilation_cache)
+
+
+def _absolute(name: str, path: PathLike) -> str:
+    """A path that stays good in a process with another working directory."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise InputError(f"load() takes paths; {name} is {reprlib.repr(path)}")
+    text = os.fspath(path)
+    if text.lower().startswith(("http:", "https:", "ftp:")):
+        raise InputError(f"load() reads files, not {reprlib.repr(text)}; download it, and give the path of the file")
+    return text if is_remote(text) else os.path.abspath(text)
+
+
+class Elmo:
+    """A pretrained biLM that turns sentences into vectors. Made by `elmo_jax.load`.
+
+    The result is a function of the sentences and the arguments alone: no state is kept between calls but the vectors
+    of words. May be used by several threads. Copies share its files' contents; pickled, it is the paths that it was
+    loaded from, and is loaded from them again. Processes must be spawned: in a fork JAX cannot compute.
+    """
+
+    def __init__(self, folder: ModelFolder, source: Mapping[str, str], compilation_cache: bool = True):
+        self.model: ModelConfig = folder.model
+        self.vocabulary: Vocabulary | None = folder.vocabulary
+        self._source, self._compilation_cache = dict(source), compilation_cache
+        self._folder = folder
+        self._engine = Engine(folder, compilation_cache)
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector, 2P: both directions."""
+        return 2 * self.model.projection_dim
+
+    def __repr__(self) -> str:
+        source = ", ".join(f"{name}={path!r}" for name, path in self._source.items())
+        return f"Elmo(dim={self.dim}, layers={self.model.layers}, {source})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(load, **self._source, compilation_cache=self._compilation_cache), ()
+
+    def __copy__(self) -> "Elmo":
+        return Elmo(self._folder, self._source, self._compilation_cache)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Elmo":
+        return self.__copy__()
+
+    def embed(
+        self,
+        sentences: Iterable[Sentence],
+        *,
+        layers: Layers = "average",
+        state: StateMode = "warm",
+        precision: Precision = "float32",
+        boundaries: bool | np.bool_ = False,
+        batch_size: int | np.integer[Any] | None = None,
+        mix: Mix | Sequence[float] | npt.NDArray[np.floating[Any]] | None = None,
+    ) -> list[Vectors]:
+        """Vectors of each sentence, float32 [T_i, 2P], or [L + 1, T_i, 2P] with layers="all".
+
+        A sentence is a list of tokens or a str of tokens separated by spaces. Options are those of `embed_iter`.
+        """
+        _check_sentences(sentences, "embed")
+        every = list(sentences)
+        vectors = self.embed_iter(
+            every,
+            layers=layers,
+            state=state,
+            precision=precision,
+            boundaries=boundaries,
+            batch_size=batch_size,
+            mix=mix,
+        )
+        return list(tqdm(vectors, "embedding", len(every), unit=" sentences", delay=2, leave=False))
+
+    def embed_iter(
+        self,
+        sentences: Iterable[Sentence],
+        *,
+        layers: Layers = "average",
+        state: StateMode = "warm",
+        precision: Precision = "float32",
+        boundaries: bool | np.bool_ = False,
+        batch_size: int | np.integer[Any] | None = None,
+        mix: Mix | Sequence[float] | npt.NDArray[np.floating[Any]] | None = None,
+    ) -> Iterator[Vectors]:
+        """Vectors of each sentence of a stream, in order, in constant memory.
+
+        layers      "average" of all layers, "top", "all", or "mix": the scalar mix given as `mix`
+        state       the LSTM state at the beginning of a sentence: "warm" (a fixed state of the model), "zero", or
+                    "carry" (what the row's sentence before left: bilm-tf's stateful behaviour, zero at first)
+        precision   of the LSTMs' products: "float32" or "bfloat16" (summed in float32). Word vectors are float32.
+                    On CPU a single row, so one sentence alone, is always read in float32, which is faster there: with
+                    "bfloat16" its vectors differ, by the rounding, from those it has among others
+        boundaries  keep the vectors of <S> and </S>: T_i is two longer
+        batch_size  rows of sentences read at a time; by default few for little text, many for much. With "carry",
+                    sentence i goes to row i modulo batch_size (by default one row: the text as it stands)
+        mix         a Mix, or the weights of its layers
+
+        Of a stream, 32,768 tokens for each device are read before the first vectors come, to choose the rows. With a
+        batch_size (and not "carry", whose rows wait for their turn) no more than 128 · batch_size tokens, and
+        batch_size sentences, behind a sentence are read before its vectors come.
+        """
+        check_process()
+        _check_sentences(sentences, "embed_iter")
+        request = self._request(layers, state, precision, boundaries, batch_size, mix)
+        return self._engine.embed(_tokens_of_each(sentences), request)
+
+    def _request(self, layers: Any, state: Any, precision: Any, boundaries: Any, batch_size: Any, mix: Any) -> Request:
+        """The arguments of a call, checked."""
+        _check_choice("layers", layers, Layers)
+        _check_choice("state", state, StateMode)
+        _check_choice("precision", precision, Precision)
+        _check_flag("boundaries", boundaries)
+        if batch_size is not None and (
+            not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool) or batch_size < 1
+        ):
+            raise InputError(f"batch_size is {reprlib.repr(batch_size)}; it must be a whole number from 1 up, or None")
+        if (mix is not None) != (layers == "mix"):
+            raise InputError('layers="mix" and mix=Mix(weights, gamma, layer_norm) go together')
+        mix = mix if mix is None or isinstance(mix, Mix) else Mix(mix)
+        return Request(
+            state,
+            precision,
+            bool(boundaries),
+            None if batch_size is None else int(batch_size),
+            self._layer_weights(layers, mix),
+            mix is not None and bool(mix.layer_norm),
+        )
+
+    def _layer_weights(self, layers: Layers, mix: Mix | None) -> npt.NDArray[np.float32] | None:
+        """Weights of the sum over layers, float32 [L + 1]: of a mix γ · softmax(weights); None: no sum."""
+        count = self.model.layers + 1
+        if mix is None:
+            average, top = np.full(count, 1 / count, np.float32), np.eye(count, dtype=np.float32)[-1]
+            return {"average": average, "top": top, "all": None}[layers]
+        _check_flag("layer_norm of mix", mix.layer_norm)
+        weights, gamma = _finite("weights of mix", mix.weights), _finite("gamma of mix", mix.gamma)
+        if weights.shape != (count,) or gamma.ndim:
+            received = f"weights of shape {weights.shape} and gamma of shape {gamma.shape}"
+            needed = f"{count} weights (word vectors and {self.model.layers} LSTM layers) and one gamma"
+            raise InputError(f"mix has {received}; the model needs {needed}")
+        powers = np.exp(weights - weights.max())
+        return (gamma * powers / powers.sum()).astype(np.float32)
+
+
+def _check_choice(name: str, value: Any, choices: Any) -> None:
+    if not isinstance(value, str) or value not in get_args(choices):
+        accepted = ", ".join(map(repr, get_args(choices)))
+        raise InputError(f"{name} is {reprlib.repr(value)}; it must be one of {accepted}")
+
+
+def _check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name} is {reprlib.repr(value)}; it must be True or False")
+
+
+def _finite(name: str, values: Any) -> npt.NDArray[Any]:
+    """Numbers that stay finite in float32, as an array."""
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind in "iuf" and (np.abs(array) <= np.finfo(np.float32).max).all():
+            return array
+    except (TypeError, ValueError):  # lists of unlike lengths
+        pass
+    raise InputError(f"{name}: {reprlib.repr(values)}; only finite numbers will do")
+
+
+def _check_sentences(sentences: Any, method: str) -> None:
+    """Raises InputError for what would be read as something else than the caller meant."""
+    if isinstance(sentences, str):
+        advice = f"several sentences are needed; for one str, {method}([text])"
+    elif isinstance(sentences, Mapping):
+        advice = f"a dict has no sentences; perhaps {method}(list(sentences.values()))"
+    elif hasattr(sentences, "columns"):
+        advice = f'a table has columns; {method}(list(table["NAME OF THE COLUMN OF TEXT"]))'
+    elif isinstance(sentences, set | frozenset):
+        advice = f"a set has no order; {method}(sorted(sentences))"
+    elif isinstance(sentences, bytes | bytearray) or not isinstance(sentences, Iterable):
+        advice = f'give a list of sentences; {method}(["The river rose .", ["It", "rained", "."]])'
+    else:
+        return
+    raise InputError(f"{method}() was given {_described(sentences)}: {advice}")
+
+
+def _described(value: Any) -> str:
+    """None, or a type and (unless it is a table) a value, in few characters."""
+    if value is None or hasattr(value, "columns"):
+        return "None" if value is None else f"a {type(value).__name__}"
+    return f"a {type(value).__name__}, {reprlib.repr(value)}"
+
+
+_warned = False
+
+
+def _tokens_of_each(sentences: Iterable[Sentence]) -> Iterator[list[str]]:
+    """Sentences as lists of tokens; warns, once, if all were a str of a single word: perhaps they are one sentence."""
+    global _warned
+    count = words = 0
+    for sentence in sentences:
+        tokens = _tokens(sentence)
+        count, words = count + 1, words + (isinstance(sentence, str) and len(tokens) == 1)
+        yield tokens
+    if 2 <= count == words and not _warned:
+        _warned = True
+        warnings.warn(
+            f"all {count:,} sentences are single words, each read by itself; if they are the words of one sentence, "
+            'put it into a list of sentences: embed([["The", "river", "."]])',
+            stacklevel=2,
+        )
+
+
+def _tokens(sentence: Sentence) -> list[str]:
+    if isinstance(sentence, str):
+        return sentence.split()
+    if isinstance(sentence, Mapping):
+        raise InputError(
+            f"a sentence is a str or a list of str; got {_described(sentence)}: perhaps "
+            f'embed([row["NAME OF THE FIELD OF TEXT"] for row in rows])'
+        )
+    if isinstance(sentence, Iterable) and not isinstance(sentence, set | frozenset | bytes | bytearray):
+        tokens = list(sentence)
+        if all(isinstance(token, str) for token in tokens):
+            return tokens
+    raise InputError(f"a sentence is a str or a list of str; got {_described(sentence)}")

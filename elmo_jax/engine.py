@@ -1,0 +1,231 @@
+"""Sentences → windows → activations → the sentences' vectors, with a window on the devices while the next is made."""
+
+import functools
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from elmo_jax import compilation
+from elmo_jax.config import ModelConfig, Precision
+from elmo_jax.errors import InputError
+from elmo_jax.model import Reading, State, read_window, start_state, zero_state
+from elmo_jax.parallel import check_process, device_count, parallel, replicate, shard
+from elmo_jax.streams import Segments, SentenceStream, Window, longest_first_at_end, make_window
+from elmo_jax.weights import ModelFolder
+from elmo_jax.word_vectors import SpelledVectors, VocabularyVectors
+
+StateMode = Literal["warm", "zero", "carry"]
+
+# Rows on each device for little to much text, and positions of a window: a fixed set of shapes, so of compilations.
+ROWS = (1, 8, 64, 256)
+WINDOW = 32
+# What a step costs beside its rows' work, counted in rows: it reads all weights.
+STEP_OVERHEAD = 16
+# Windows' worth of text that is looked at ahead, to choose the rows and so that they end together; the second where
+# the caller chose the rows, perhaps for a live stream, which waits for it.
+LOOK_AHEAD, SHORT_LOOK_AHEAD = 4, 1
+# Windows that short sentences may be read ahead of the oldest one not read whole: bounds what waits for it.
+AHEAD = 16
+# Windows that the device may be behind the host.
+IN_FLIGHT = 3
+
+
+class Request(NamedTuple):
+    """What a call asks for, checked: `state`, `precision`, `boundaries` and `batch_size` as in `Elmo.embed_iter`.
+
+    layer_weights [L + 1] are those of the sum of layers that is returned, each layer normalised over its sentence
+    first with `layer_norm`; None: all layers are returned.
+    """
+
+    state: StateMode
+    precision: Precision
+    boundaries: bool
+    batch_size: int | None
+    layer_weights: np.ndarray | None
+    layer_norm: bool
+
+    @property
+    def reads_boundaries(self) -> bool:
+        """Whether <S> and </S> take positions of their own; else the start state has them read already."""
+        return self.boundaries or self.state == "carry"
+
+
+class Fixed(NamedTuple):
+    """What all windows of a call are read with: the LSTMs' parameters, the start state, weights of layers [L + 1]."""
+
+    parameters: dict[str, Any]
+    start_state: State
+    layer_weights: np.ndarray | None
+
+
+def embedding_step(
+    model: ModelConfig, precision: Precision, fixed: Fixed, vectors: jax.Array, lstm_state: State, window: Window
+) -> tuple[jax.Array, State]:
+    """One window on one device: activations [2, L + 1, r, T, P], or their weighted sum [2, 1, r, T, P], and the state.
+
+    vectors [words, P]; state of all b rows, of which the window reads r. A mix is linear, so it is taken here, before
+    anything is copied to the host.
+    """
+    reading = Reading(window.forward, window.backward, window.reset, window.used)
+    before = jax.tree.map(lambda array: array[window.rows], lstm_state)
+    activations, after = read_window(
+        model, fixed.parameters, vectors, reading, before, fixed.start_state, precision=precision
+    )
+    if fixed.layer_weights is not None:
+        activations = (activations * fixed.layer_weights[None, :, None, None, None]).sum(1, keepdims=True)
+    return activations, jax.tree.map(lambda array, rows: array.at[window.rows].set(rows), lstm_state, after)
+
+
+@functools.cache
+def embedding_program(model: ModelConfig, precision: Precision):
+    """`embedding_step` over this process' devices, compiled once for all models of one shape."""
+    step = functools.partial(embedding_step, model, precision)
+    return parallel(step, (None, None, 0, 0), (0, 0), donate=(2,), local=True)
+
+
+def lstm_parameters(parameters: dict[str, Any], precision: Precision) -> dict[str, Any]:
+    """The LSTMs' parameters on the devices, those that enter products already rounded."""
+
+    def convert(path: tuple, array: np.ndarray) -> np.ndarray:
+        return array if path[-1].key == "bias" else array.astype(precision)
+
+    lstms = {name: module for name, module in parameters.items() if name != "words"}
+    return replicate(jax.tree.map_with_path(convert, lstms))
+
+
+def placed_start_state(folder: ModelFolder, keep: bool, mode: Literal["warm", "zero"], boundaries: bool) -> State:
+    """`start_state` on the devices."""
+    with compilation.keeping(keep):
+        return replicate(start_state(folder.model, folder.parameters, folder.vocabulary, mode, boundaries))
+
+
+class Engine:
+    """A model on this process' devices. Keeps nothing between calls but vectors of words; threads may share it."""
+
+    def __init__(self, folder: ModelFolder, keep: bool):
+        self.model, self.keep = folder.model, keep
+        self.lstms = functools.cache(functools.partial(lstm_parameters, folder.parameters))
+        self.start_state = functools.cache(functools.partial(placed_start_state, folder, keep))
+        if folder.model.input == "characters":
+            self.words = SpelledVectors(folder.model, folder.parameters["words"], keep)
+        else:
+            self.words = VocabularyVectors(folder.parameters["words"], folder.vocabulary)
+        self._lock = threading.Lock()
+
+    def embed(self, sentences: Iterator[list[str]], request: Request) -> Iterator[np.ndarray]:
+        """Vectors of sentences, in order: [T_i, 2P], or without layer weights [L + 1, T_i, 2P]."""
+        try:
+            yield from self._embed(sentences, request)
+        except Exception as error:
+            if not isinstance(error, InputError):  # of a device, say, which was to fill the table of words' vectors
+                with self._lock:
+                    self.words.forget()
+            raise
+
+    def _embed(self, sentences: Iterator[list[str]], request: Request) -> Iterator[np.ndarray]:
+        stream, rows = lay_out(sentences, request)
+        shape, sizes = (device_count(), rows, WINDOW), [*(size for size in ROWS if size < rows), rows]
+        program, fixed = self._prepare(request, rows)
+        lstm_state = shard(zero_state(self.model, shape[0] * rows))
+        joiner = Joiner(request)
+        in_flight: deque[tuple[jax.Array, Segments]] = deque()
+        for segments, words in stream:
+            check_process()
+            with self._lock:  # the table of vectors is good until the next look-up
+                vectors, places = self.words.look_up(words[0] + words[1], 2 * shape[0] * rows * WINDOW)
+                window, segments = make_window(segments, places.reshape(2, -1), shape, sizes)
+                if request.state == "carry":
+                    window.reset[:] = False
+                shapes = rows, window.rows.shape, window.used is None, vectors.shape, fixed.layer_weights is None
+                arguments = fixed, vectors, lstm_state, window
+                activations, lstm_state = compilation.run(program, shapes, *arguments, keep=self.keep)
+            activations.copy_to_host_async()
+            in_flight.append((activations, segments))
+            if len(in_flight) == IN_FLIGHT:
+                yield from joiner.add(*in_flight.popleft())
+        while in_flight:
+            yield from joiner.add(*in_flight.popleft())
+
+    def _prepare(self, request: Request, rows: int):
+        """The program of a call with so many rows on each device, and what all its windows are read with."""
+        precision = request.precision
+        if rows == 1 and jax.default_backend() == "cpu":
+            precision = "float32"  # XLA:CPU multiplies a single row by bfloat16 weights several times more slowly
+        mode = "zero" if request.state == "carry" else request.state
+        layer_weights = None if request.layer_norm else request.layer_weights
+        fixed = Fixed(self.lstms(precision), self.start_state(mode, request.reads_boundaries), layer_weights)
+        return embedding_program(self.model, precision), fixed
+
+
+def lay_out(sentences: Iterator[list[str]], request: Request) -> tuple[SentenceStream, int]:
+    """Sentences as a stream of windows, and the number of rows on each device.
+
+    Where devices do not divide the rows, those that fill them up stay empty.
+    """
+    carry = request.state == "carry"
+    if carry:
+        rows = request.batch_size or 1
+        numbered: Iterable[tuple[int, list[str]]] = enumerate(sentences)
+    else:
+        sentences, rows = (sentences, request.batch_size) if request.batch_size else choose_rows(sentences)
+        windows = SHORT_LOOK_AHEAD if request.batch_size else LOOK_AHEAD
+        numbered = longest_first_at_end(sentences, windows * rows * WINDOW)
+    ahead = None if carry else AHEAD * rows * WINDOW
+    stream = SentenceStream(numbered, rows, WINDOW, boundaries=request.reads_boundaries, in_turn=carry, ahead=ahead)
+    return stream, -(-rows // device_count())
+
+
+def choose_rows(sentences: Iterator[list[str]]) -> tuple[Iterator[list[str]], int]:
+    """The sentences, and how many rows to lay them in: those that read the first sentences soonest."""
+    choices = [rows * device_count() for rows in ROWS]
+    held, tokens, longest = [], 0, 0
+    for sentence in sentences:
+        held.append(sentence)
+        tokens, longest = tokens + len(sentence), max(longest, len(sentence))
+        if tokens > LOOK_AHEAD * choices[-1] * WINDOW:
+            break
+    cost = lambda rows: max(longest, tokens / rows) * (rows + STEP_OVERHEAD * device_count())
+    return chain(held, sentences), min(choices, key=cost)
+
+
+class Joiner:
+    """Puts the vectors of sentences together from the windows that hold their parts, and gives them out in order."""
+
+    def __init__(self, request: Request):
+        self.request = request
+        self.begun: dict[int, np.ndarray] = {}
+        self.done: dict[int, np.ndarray] = {}
+        self.next = 0
+
+    def add(self, activations: jax.Array, segments: Segments) -> Iterator[np.ndarray]:
+        """activations [n, 2, K, r, T, P] of a window → vectors of the sentences that are complete and next in order."""
+        host = np.asarray(activations)
+        _, _, layers, rows, _, width = host.shape
+        for row, start, sentence, offset, length, total in zip(*(array.tolist() for array in segments), strict=True):
+            if offset == 0:
+                self.begun[sentence] = np.empty((layers, total, 2 * width), np.float32)
+            vectors, stop = self.begun[sentence], offset + length
+            forward, backward = host[row // rows, :, :, row % rows, start : start + length]
+            vectors[:, offset:stop, :width] = forward
+            vectors[:, total - stop : total - offset, width:] = backward[:, ::-1]
+            if stop == total:
+                self.done[sentence] = self.begun.pop(sentence)
+        while self.next in self.done:
+            yield self.finish(self.done.pop(self.next))
+            self.next += 1
+
+    def finish(self, vectors: np.ndarray) -> np.ndarray:
+        """[L + 1 or 1, positions, 2P] of a sentence → what the caller asked for."""
+        request = self.request
+        if request.reads_boundaries and not request.boundaries:
+            vectors = vectors[:, 1:-1]
+        if request.layer_norm and vectors.size:
+            mean, variance = vectors.mean((1, 2), keepdims=True), vectors.var((1, 2), keepdims=True)
+            normal = (vectors - mean) / np.sqrt(variance + 1e-12)
+            vectors = np.tensordot(request.layer_weights, normal, 1)[None]
+        return np.ascontiguousarray(vectors if request.layer_weights is None else vectors[0])
