@@ -28,6 +28,11 @@ test-slow: .venv/installed
 	$(BIN)/pip install --quiet tensorflow-cpu==2.21.0
 	$(BIN)/python -m pytest --quiet -m slow
 
+# Runs the notebooks with the demo's model and keeps what they show.
+notebook: .venv/installed
+	test -d runs/demo/model || $(MAKE) demo
+	$(BIN)/python -m notebooks.execute
+
 # What the benchmarks compare with, each in an environment of its own: AllenNLP (the last, for Python 3.9), PyTorch, and
 # the TensorFlow that runs bilm-tf.
 PYTHON39 ?= python3.9
