@@ -14,37 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from jax import lax
 from tqdm import tqdm
 
 from benchmarks import tables
 from benchmarks.systems import ROOT, command, machine, result_path, save
 from elmo_jax import parallel, training
 from elmo_jax.char_cnn import spelled_vectors
-from elmo_jax.config import Config, ModelConfig, load_config
+from elmo_jax.config import Config, load_config
 from elmo_jax.corpus import Corpus, WordCounts, sentences
 from elmo_jax.errors import exit_on_bad_input
 from elmo_jax.losses import log_expected_count
-from elmo_jax.lstm import LSTMState
+from elmo_jax.lstm import plain_lstm
 from elmo_jax.model import State, zero_state
 from elmo_jax.modules import init_bilm, init_softmax
 from elmo_jax.streams import Batch, LanguageModelStream, word_table
 from elmo_jax.vocabulary import Vocabulary
-
-
-def plain_lstm(parameters: dict, inputs: jax.Array, state: LSTMState, model: ModelConfig) -> jax.Array:
-    """The LSTM layer as it is defined, for automatic differentiation: inputs [T, B, P] → outputs [T, B, P]."""
-
-    def step(state, x):
-        z = jnp.concatenate([x, state.hidden], -1) @ parameters["kernel"] + parameters["bias"]
-        i, j, f, o = jnp.split(z, 4, -1)
-        cell = jax.nn.sigmoid(f + 1) * state.cell + jax.nn.sigmoid(i) * jnp.tanh(j)
-        cell = jnp.clip(cell, -model.cell_clip, model.cell_clip)
-        hidden = (jax.nn.sigmoid(o) * jnp.tanh(cell)) @ parameters["projection"]
-        hidden = jnp.clip(hidden, -model.projection_clip, model.projection_clip)
-        return LSTMState(cell, hidden), hidden
-
-    return lax.scan(step, state, inputs)[1]
 
 
 def plain_loss(
@@ -67,7 +51,7 @@ def plain_loss(
         for layer in range(model.layers):
             inputs = dropout(direction * model.layers + layer, hidden)
             before = lstm_state[direction][layer]
-            hidden = plain_lstm(parameters["bilm"][f"{name}_{layer}"], inputs, before, model)
+            hidden = plain_lstm(parameters["bilm"][f"{name}_{layer}"], inputs, before, model)[0]
             if layer > 0 and model.skip_connections:
                 hidden = hidden + inputs
         hidden = dropout(2 * model.layers + direction, hidden).swapaxes(0, 1).reshape(-1, model.projection_dim)

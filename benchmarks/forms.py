@@ -39,7 +39,7 @@ def scan(project, parameters, inputs, state, precision):
 
 def joined(parameters, inputs, state, precision):
     """As in elmo_jax: one product of [x; h] in the scan."""
-    return lstm(parameters, inputs, state, None, None, None, MODEL, precision)
+    return lstm(parameters, inputs, state, MODEL, precision)
 
 
 def hoisted(parameters, inputs, state, precision):
@@ -101,14 +101,24 @@ def benchmark(rows: tuple[int, ...] = (1, 8, 64, 128, 256, 512), output: Path = 
         operations = 2 * 2 * SIZE * 4 * CELL * 128
         for name, function, arguments, times in (
             ("z-gradient · Wᵀ, folded", lambda z, w: product(z, w.T, z.dtype), (of_z[:128], kernel), 1),
-            ("z-gradient · Wᵀ, an array", lambda z, w: product(z, w, z.dtype), (of_z[:128], transposed(kernel)), 1),
+            (
+                "z-gradient · Wᵀ, an array",
+                lambda z, w: product(z, w, z.dtype),
+                (of_z[:128], transposed(kernel, precision)),
+                1,
+            ),
             (
                 "[x; h]ᵀ · z-gradient, folded",
                 lambda x, z: product(x.reshape(len(z), -1).T, z, z.dtype),
                 (read, of_z),
                 20,
             ),
-            ("[x; h]ᵀ · z-gradient, an array", lambda x, z: product(transposed(x), z, z.dtype), (read, of_z), 20),
+            (
+                "[x; h]ᵀ · z-gradient, an array",
+                lambda x, z: product(transposed(x, z.dtype), z, z.dtype),
+                (read, of_z),
+                20,
+            ),
         ):
             found = {"precision": precision, "product": name}
             backward.append(found | {"operations_per_second": speed(times * operations, function, *arguments)})

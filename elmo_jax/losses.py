@@ -162,7 +162,8 @@ def sampled_softmax_loss(
     """
     of_target = (hidden * weight[targets]).sum(-1) + bias[targets] - target_log_count
     of_negatives = (
-        matmul(hidden, transposed(weight[negatives]), precision) + (bias[negatives] - negative_log_count)[None]
+        matmul(hidden, transposed(weight[negatives], "float32"), precision)
+        + (bias[negatives] - negative_log_count)[None]
     )
     of_negatives = jnp.where(negatives[None] == targets[:, None], -jnp.inf, of_negatives)
     largest = lax.stop_gradient(jnp.maximum(of_target, of_negatives.max(-1)))

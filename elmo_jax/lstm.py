@@ -1,6 +1,7 @@
-"""LSTM layer with projection.
+"""LSTM layer with projection: its definition, then the same faster, with a backward pass of its own.
 
-B rows, T positions in a window, P projection size, D cell size. Arrays are float32 unless said otherwise.
+B rows, T positions in a window, P projection size, D cell size. Arrays are float32 unless said otherwise. `d_x` is the
+gradient of the loss with respect to x.
 """
 
 import functools
@@ -11,18 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from elmo_jax.config import ModelConfig, Precision
-from elmo_jax.products import as_operand, packed, product, transposed, unpacked
-
-
-def lstm_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter; rows of the kernel x, h, columns i, j, f, o; no projection if P = D."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "kernel": (2 * model.projection_dim, 4 * model.cell_dim),
-        "bias": (4 * model.cell_dim,),
-    }
-    if model.projection_dim != model.cell_dim:
-        shapes["projection"] = model.cell_dim, model.projection_dim
-    return shapes
+from elmo_jax.products import bias_gradient, packed, product, rounded, transposed, unpacked, weight_gradient
 
 
 class LSTMState(NamedTuple):
@@ -32,136 +22,210 @@ class LSTMState(NamedTuple):
     hidden: jax.Array
 
 
-def sigmoid(x: jax.Array) -> jax.Array:
-    """σ(x) by tanh, which costs less than exp on CPU."""
-    return 0.5 * jnp.tanh(0.5 * x) + 0.5
+def lstm_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter of a layer: rows of the kernel are x, h, its columns i, j, f, o."""
+    size, cell = model.projection_dim, model.cell_dim
+    projection = {} if size == cell else {"projection": (cell, size)}
+    return {"kernel": (2 * size, 4 * cell), "bias": (4 * cell,)} | projection
 
 
 def clip(x: jax.Array, limit: float | None) -> jax.Array:
     return x if limit is None else jnp.clip(x, -limit, limit)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
-def lstm(
+def restarted(state: LSTMState, begins: jax.Array | None, start_state: LSTMState | None) -> LSTMState:
+    """The state [B, ..] with `start_state` (no row axis) where a sentence `begins` [B]."""
+    if begins is None:
+        return state
+    return jax.tree.map(lambda old, new: jnp.where(begins[:, None], new[None], old), state, start_state)
+
+
+# The definition
+
+
+def plain_cell(parameters: dict, x: jax.Array, state: LSTMState, model: ModelConfig) -> LSTMState:
+    """One position of an LSTM with projection (Sak et al. 2014): x [B, P], state → state, whose `hidden` is output.
+
+    z = [x; h] W + b, split into i, j, f, o (TensorFlow's order); c = clip(σ(f + 1) c + σ(i) tanh(j));
+    h = clip((σ(o) tanh(c)) Wp). The 1 is not in the stored bias. As in TensorFlow, h is clipped only if projected.
+    """
+    joined = jnp.concatenate([x, state.hidden], -1)
+    z = product(joined, parameters["kernel"], "float32") + parameters["bias"][None]
+    i, j, f, o = jnp.split(z, 4, -1)
+    cell = clip(jax.nn.sigmoid(f + 1) * state.cell + jax.nn.sigmoid(i) * jnp.tanh(j), model.cell_clip)
+    hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
+    if "projection" in parameters:
+        hidden = clip(product(hidden, parameters["projection"], "float32"), model.projection_clip)
+    return LSTMState(cell, hidden)
+
+
+def plain_lstm(
     parameters: dict,
     inputs: jax.Array,
     state: LSTMState,
-    reset: jax.Array | None,
-    start: LSTMState | None,
-    used: jax.Array | None,
     model: ModelConfig,
-    precision: Precision,
+    reset: jax.Array | None = None,
+    start_state: LSTMState | None = None,
 ) -> tuple[jax.Array, LSTMState]:
-    """One LSTM layer with projection over a window: inputs [T, B, P], state → outputs [T, B, P], state.
+    """One layer over a window: inputs [T, B, P], state → outputs [T, B, P], state.
 
-    z = [x; h] W + b, split into i, j, f, o (TensorFlow's order); c = clip(σ(f + 1) c + σ(i) tanh(j));
-    h = clip((σ(o) tanh(c)) Wp) is output and recurrent. The 1 is not in the stored bias. Where `reset` [T, B] is
-    true, the state before the position is `start` (cell [D], hidden [P]). Positions that are not `used` [T] cost
-    nothing: their output is zero, the state stays (not for training). One joined product in the scan: on CPU faster
-    than x W hoisted out of it, which writes and reads back a large buffer.
+    Where `reset` [T, B] is true, the state before the position is `start_state` (cell [D], hidden [P]).
     """
-    outputs, _, state = _lstm_scan(parameters, inputs, state, reset, start, used, model, precision, keep=False)
+
+    def step(state, position):
+        x, begins = position
+        state = plain_cell(parameters, x, restarted(state, begins, start_state), model)
+        return state, state.hidden
+
+    state, outputs = lax.scan(step, state, (inputs, reset))
     return outputs, state
 
 
-class Kept(NamedTuple):
-    """What the backward pass of an LSTM layer needs of every position, packed but for the cells.
+# The same, faster
 
-    read     [T, B, 2P] what the product read, [x; h]
+
+class Positions(NamedTuple):
+    """What the scan reads at each position: inputs [T, B, P], reset [T, B] and used [T] as in `lstm`."""
+
+    inputs: jax.Array
+    reset: jax.Array | None
+    used: jax.Array | None
+
+
+class Trace(NamedTuple):
+    """What the backward pass needs of every position, packed but for the cells.
+
+    joined   [T, B, 2P] what the product read, [x; h]
     gates    [T, B, D] each: σ(i), tanh(j), σ(f + 1), σ(o)
     cell     [T, B, D] the cell before the position
     """
 
-    read: jax.Array
+    joined: jax.Array
     gates: list[jax.Array]
     cell: jax.Array
 
 
-def _lstm_scan(parameters, inputs, state, reset, start, used, model, precision, keep):
-    """Outputs [T, B, P], if `keep` what the backward pass needs, and the state."""
-    parameters = {name: array.astype("float32" if name == "bias" else precision) for name, array in parameters.items()}
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def lstm(
+    parameters: dict,
+    inputs: jax.Array,
+    state: LSTMState,
+    model: ModelConfig,
+    precision: Precision,
+    reset: jax.Array | None = None,
+    start_state: LSTMState | None = None,
+    used: jax.Array | None = None,
+) -> tuple[jax.Array, LSTMState]:
+    """`plain_lstm` with products of `precision`.
 
-    def step(state, at):
-        x, begins, _ = at
-        if begins is not None:
-            state = jax.tree.map(lambda old, new: jnp.where(begins[:, None], new[None], old), state, start)
-        read = packed(jnp.concatenate([x, state.hidden], -1), precision)
-        z = product(as_operand(read), parameters["kernel"], precision) + parameters["bias"][None]
-        i, j, f, o = jnp.split(z, 4, -1)
+    Positions that are not `used` [T] cost nothing: their output is zero, the state stays (not for training). One
+    joined product in the scan: on CPU faster than x W hoisted out of it, which writes and reads back a large buffer.
+    """
+    positions = Positions(inputs, reset, used)
+    outputs, _, state = _scan(parameters, positions, state, start_state, model, precision, trace=False)
+    return outputs, state
+
+
+def sigmoid(x: jax.Array) -> jax.Array:
+    """σ(x) by tanh, which costs less than exp on CPU."""
+    return 0.5 * jnp.tanh(0.5 * x) + 0.5
+
+
+def _scan(parameters, positions, state, start_state, model, precision, trace):
+    """Outputs [T, B, P], with `trace` what the backward pass needs, and the state."""
+    kernel, bias, projection = _weights(parameters, functools.partial(rounded, precision=precision))
+
+    def step(state, position):
+        state = restarted(state, position.reset, start_state)
+        joined = packed(jnp.concatenate([position.inputs, state.hidden], -1), precision)
+        i, j, f, o = jnp.split(product(joined, kernel, precision) + bias[None], 4, -1)
         i, j, f, o = sigmoid(i), jnp.tanh(j), sigmoid(f + 1), sigmoid(o)
         cell = clip(f * state.cell + i * j, model.cell_clip)
         hidden = o * jnp.tanh(cell)
-        if "projection" in parameters:  # as in TensorFlow, the output is clipped only if it is projected
-            hidden = clip(product(hidden, parameters["projection"], precision), model.projection_clip)
-        kept = Kept(read, [packed(gate, precision) for gate in (i, j, f, o)], state.cell) if keep else None
-        return LSTMState(cell, hidden), (hidden, kept)
+        if projection is not None:
+            hidden = clip(product(hidden, projection, precision), model.projection_clip)
+        gates = [packed(gate, precision) for gate in (i, j, f, o)]
+        return LSTMState(cell, hidden), (hidden, Trace(joined, gates, state.cell) if trace else None)
 
-    def step_if_used(state, at):
-        skip = lambda state, at: (state, (jnp.zeros_like(at[0]), None))
-        return lax.cond(at[2], step, skip, state, at)
+    def step_if_used(state, position):
+        skip = lambda state, position: (state, (jnp.zeros_like(position.inputs), None))
+        return lax.cond(position.used, step, skip, state, position)
 
-    state, (outputs, kept) = lax.scan(step if used is None else step_if_used, state, (inputs, reset, used))
-    return outputs, kept, state
+    state, (outputs, traced) = lax.scan(step if positions.used is None else step_if_used, state, positions)
+    return outputs, traced, state
 
 
-def _lstm_forward(parameters, inputs, state, reset, start, used, model, precision):
+def _weights(parameters: dict, prepare) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Kernel, bias and projection (or None), what enters products prepared for that, before the scan."""
+    projection = prepare(parameters["projection"]) if "projection" in parameters else None
+    return prepare(parameters["kernel"]), parameters["bias"].astype(jnp.float32), projection
+
+
+def _lstm_forward(parameters, inputs, state, model, precision, reset, start_state, used):
     if used is not None:
         raise NotImplementedError("positions can be left out at inference only")
-    outputs, kept, end = _lstm_scan(parameters, inputs, state, reset, start, None, model, precision, keep=True)
-    return (outputs, end), (parameters, reset, start, outputs, kept)
+    positions = Positions(inputs, reset, None)
+    outputs, traced, state = _scan(parameters, positions, state, start_state, model, precision, trace=True)
+    return (outputs, state), (parameters, outputs, traced, reset, start_state)
 
 
-def _lstm_backward(model, precision, saved, gradient):
+def _lstm_backward(model, precision, saved, d_results):
     """Back through time; the weights' gradients are products over all positions, after the scan.
 
     In the scan, as autodiff has them, they would be read and written again at every position.
     """
-    parameters, reset, start, outputs, kept = saved
-    kernel = transposed(parameters["kernel"].astype(precision))
-    projection = transposed(parameters["projection"].astype(precision)) if "projection" in parameters else None
-    within = lambda x, limit: jnp.ones_like(x) if limit is None else (jnp.abs(x) < limit).astype(jnp.float32)
+    parameters, outputs, traced, reset, start_state = saved
+    weights = _weights(parameters, functools.partial(transposed, precision=precision))
 
-    def step(carry, at):
-        (of_cell, of_hidden), of_start = carry
-        of_output, output, gates, cell_before, begins = at
-        i, j, f, o = (unpacked(gate) for gate in gates)
-        of_hidden = of_hidden + of_output
-        of_unprojected = of_hidden
-        if projection is not None:
-            of_hidden = packed(of_hidden * within(output, model.projection_clip), precision)
-            of_unprojected = product(as_operand(of_hidden), projection, precision)
-        cell = clip(f * cell_before + i * j, model.cell_clip)
-        tanh = jnp.tanh(cell)
-        of_cell = (of_cell + of_unprojected * o * (1 - tanh * tanh)) * within(cell, model.cell_clip)
-        of_z = [
-            of_cell * j * i * (1 - i),
-            of_cell * i * (1 - j * j),
-            of_cell * cell_before * f * (1 - f),
-            of_unprojected * tanh * o * (1 - o),
-        ]
-        of_z = jnp.concatenate([packed(part, precision) for part in of_z], -1)
-        of_x, of_hidden_before = jnp.split(product(as_operand(of_z), kernel, precision), 2, -1)
-        of_before = LSTMState(of_cell * f, of_hidden_before)
+    def step(carry, position):
+        (d_state, d_start), (*position, begins) = carry, position
+        d_state, gradients = _cell_backward(weights, model, precision, d_state, position)
         if begins is not None:
-            from_start = jax.tree.map(lambda g: jnp.where(begins[:, None], g, 0.0), of_before)
-            of_start = jax.tree.map(lambda total, g: total + g.sum(0), of_start, from_start)
-            of_before = jax.tree.map(lambda g: jnp.where(begins[:, None], 0.0, g), of_before)
-        return (of_before, of_start), (of_x, of_z, of_hidden, packed(o * tanh, precision))
+            d_begun = jax.tree.map(lambda d: jnp.where(begins[:, None], d, 0.0), d_state)
+            d_start = jax.tree.map(lambda total, d: total + d.sum(0), d_start, d_begun)
+            d_state = jax.tree.map(lambda d: jnp.where(begins[:, None], 0.0, d), d_state)
+        return (d_state, d_start), gradients
 
-    of_outputs, of_end = gradient
-    of_start = jax.tree.map(jnp.zeros_like, start)
-    positions = of_outputs, outputs, kept.gates, kept.cell, reset
-    (of_state, of_start), found = lax.scan(step, (of_end, of_start), positions, reverse=True)
-    of_inputs, *found = found
-    flat = lambda x: as_operand(x.reshape(-1, x.shape[-1]))
-    of_z, of_hidden, unprojected = map(flat, found)
-    of_parameters = {
-        "kernel": product(transposed(flat(kept.read)), of_z, precision),
-        "bias": product(jnp.ones((1, len(of_z))), of_z, precision)[0],
-    }
+    d_outputs, d_end = d_results
+    initial = d_end, jax.tree.map(jnp.zeros_like, start_state)
+    positions = d_outputs, outputs, traced.gates, traced.cell, reset
+    (d_state, d_start), (d_inputs, d_z, d_hidden, unprojected) = lax.scan(step, initial, positions, reverse=True)
+    d_parameters = {"kernel": weight_gradient(traced.joined, d_z, precision), "bias": bias_gradient(d_z, precision)}
+    if "projection" in parameters:
+        d_parameters["projection"] = weight_gradient(unprojected, d_hidden, precision)
+    return d_parameters, d_inputs, d_state, None, d_start, None
+
+
+def _cell_backward(weights, model, precision, d_state, position):
+    """Back through one position: d_state after it → d_state before it, and d_x; weights are given transposed.
+
+    Beside d_x what the weights' gradients are products of: d_z, d_hidden, and the output before its projection, packed.
+    """
+    kernel, _, projection = weights
+    d_output, output, gates, cell_before = position
+    i, j, f, o = map(unpacked, gates)
+    d_hidden = d_state.hidden + d_output
+    d_unprojected = d_hidden
     if projection is not None:
-        of_parameters["projection"] = transposed(product(transposed(of_hidden), unprojected, precision))
-    return of_parameters, of_inputs, of_state, None, of_start, None
+        d_hidden = packed(d_hidden * _within(output, model.projection_clip), precision)
+        d_unprojected = product(d_hidden, projection, precision)
+    cell = clip(f * cell_before + i * j, model.cell_clip)
+    tanh = jnp.tanh(cell)
+    d_cell = (d_state.cell + d_unprojected * o * (1 - tanh * tanh)) * _within(cell, model.cell_clip)
+    d_z = [
+        d_cell * j * i * (1 - i),
+        d_cell * i * (1 - j * j),
+        d_cell * cell_before * f * (1 - f),
+        d_unprojected * tanh * o * (1 - o),
+    ]
+    d_z = jnp.concatenate([packed(part, precision) for part in d_z], -1)
+    d_x, d_hidden_before = jnp.split(product(d_z, kernel, precision), 2, -1)
+    return LSTMState(d_cell * f, d_hidden_before), (d_x, d_z, d_hidden, packed(o * tanh, precision))
+
+
+def _within(x: jax.Array, limit: float | None) -> jax.Array:
+    """Derivative of `clip`."""
+    return jnp.ones_like(x) if limit is None else (jnp.abs(x) < limit).astype(jnp.float32)
 
 
 lstm.defvjp(_lstm_forward, _lstm_backward)

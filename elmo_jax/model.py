@@ -95,9 +95,9 @@ def read_window(
             inputs = outputs[-1]
             if dropout is not None:
                 inputs = dropout(direction * model.layers + layer, inputs)
-            begin = None if start_state is None else start_state[direction][layer]
             weights, before = parameters[f"{name}_{layer}"], lstm_state[direction][layer]
-            output, after = lstm(weights, inputs, before, reset, begin, reading.used, model, precision)
+            begin = None if start_state is None else start_state[direction][layer]
+            output, after = lstm(weights, inputs, before, model, precision, reset, begin, reading.used)
             if model.skip_connections and layer > 0:
                 output = output + inputs  # as in bilm-tf, inputs after dropout; the recurrent output is without
             outputs.append(output)

@@ -1,4 +1,7 @@
-"""Products of matrices: how operands are rounded, kept and transposed; no other file knows what a compiler likes."""
+"""Products of matrices: how operands are rounded, kept and transposed; no other file knows what a compiler likes.
+
+Operands are float32, already rounded, or packed. `d_x` is the gradient of the loss with respect to x.
+"""
 
 import functools
 
@@ -10,15 +13,12 @@ from elmo_jax.config import Precision
 
 
 def packed(x: jax.Array, precision: Precision) -> jax.Array:
-    """float32 x in `precision`, to keep: bfloat16 as its bits, uint16.
+    """float32 x in `precision`, to keep until it is multiplied or unpacked.
 
-    XLA:CPU converts whole stacked arrays of bfloat16 where a scan reads or writes a slice of them.
+    bfloat16 is kept as its bits, uint16: XLA:CPU converts whole stacked arrays of bfloat16 where a scan reads or
+    writes a slice of them.
     """
-    if precision == "float32":
-        return x
-    bits = lax.bitcast_convert_type(x, jnp.uint32)
-    bits = bits + 0x7FFF + ((bits >> 16) & 1)  # to the nearest, of two the even
-    return (bits >> 16).astype(jnp.uint16)
+    return x if precision == "float32" else lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
 
 
 def unpacked(x: jax.Array) -> jax.Array:
@@ -28,27 +28,40 @@ def unpacked(x: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
 
 
-def as_operand(x: jax.Array) -> jax.Array:
-    """What `packed` made → float32 or bfloat16, to multiply."""
-    return x if x.dtype == jnp.float32 else lax.bitcast_convert_type(x, jnp.bfloat16)
+def rounded(x: jax.Array, precision: Precision) -> jax.Array:
+    """An operand in the form in which products of `precision` read it: once, where many read it."""
+    return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x.astype(precision)
 
 
 def product(x: jax.Array, y: jax.Array, precision: Precision) -> jax.Array:
-    """x [.., K] · y [K, N] → [.., N], of inputs rounded to `precision`, summed in float32."""
-    x, y = x.astype(precision), y.astype(precision)
+    """x [.., K] · y [K, N] → float32 [.., N], of inputs rounded to `precision`, summed in float32."""
     exact = lax.Precision.HIGHEST if precision == "float32" else lax.Precision.DEFAULT
+    x, y = rounded(x, precision), rounded(y, precision)
     return jnp.matmul(x, y, precision=exact, preferred_element_type=jnp.float32)
 
 
-def transposed(x: jax.Array) -> jax.Array:
-    """x [.., K] → [K, N], N all other axes in one, as an array of its own.
+def transposed(x: jax.Array, precision: Precision) -> jax.Array:
+    """x [.., K] → [K, N] rounded to `precision`, N all other axes in one, as an array of its own.
 
     XLA:CPU would fold a transposition into the product that reads it, at half the speed in bfloat16; it does not if
     the axes that are joined were apart. Nor must it be fused with what makes x, into a strided loop.
     """
-    x = lax.optimization_barrier(x.reshape(-1, x.shape[-1]))
+    x = lax.optimization_barrier(rounded(x.reshape(-1, x.shape[-1]), precision))
     halves = x.reshape(2 - len(x) % 2, -1, x.shape[-1])
     return lax.optimization_barrier(halves.transpose(2, 0, 1).reshape(x.shape[-1], -1))
+
+
+def weight_gradient(x: jax.Array, d_y: jax.Array, precision: Precision) -> jax.Array:
+    """d_weight [K, N] where y = x · weight: x [.., K], d_y [.., N]. One product; the narrower operand is transposed."""
+    if d_y.shape[-1] < x.shape[-1]:
+        return transposed(weight_gradient(d_y, x, precision), "float32")
+    return product(transposed(x, precision), d_y.reshape(-1, d_y.shape[-1]), precision)
+
+
+def bias_gradient(d_y: jax.Array, precision: Precision) -> jax.Array:
+    """d_bias [N] where y = x + bias: d_y [.., N] summed by a product, which reads packed numbers as they are."""
+    d_y = d_y.reshape(-1, d_y.shape[-1])
+    return product(jnp.ones((1, len(d_y))), d_y, precision)[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -61,11 +74,10 @@ def _matmul_forward(x, weight, precision):
     return product(x, weight, precision), (x, weight)
 
 
-def _matmul_backward(precision, saved, gradient):
+def _matmul_backward(precision, saved, d_y):
     x, weight = saved
-    of_weight = product(transposed(x.astype(precision)), gradient.reshape(-1, gradient.shape[-1]), precision)
-    of_x = product(gradient, transposed(weight.astype(precision)), precision)
-    return of_x.astype(x.dtype), of_weight.astype(weight.dtype)
+    d_x = product(d_y, transposed(weight, precision), precision)
+    return d_x.astype(x.dtype), weight_gradient(x, d_y, precision).astype(weight.dtype)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)

@@ -44,7 +44,7 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
 
 
-class Rows:
+class Layout:
     """Lays sentences end to end in rows and cuts the rows into windows.
 
     `queue` yields (number of a sentence, positions it takes). A sentence goes to the row that is free first (the
@@ -106,7 +106,7 @@ class Rows:
         self.begin = end
         return segments
 
-    def __iter__(self) -> "Rows":
+    def __iter__(self) -> "Layout":
         return self
 
     def position(self) -> list[tuple[int, int, int]]:
@@ -148,7 +148,7 @@ def character_width(characters: np.ndarray, widest_filter: int) -> int:
     padding changes no bit (a word that nearly fills all C columns has none, and is left as it is).
     """
     needed = min((characters != PADDING).sum(1).max() + widest_filter, characters.shape[1])
-    return next(width for width in character_widths(characters.shape[1]) if width >= needed)
+    return next(width for width in character_widths(characters.shape[1], widest_filter) if width >= needed)
 
 
 def word_table(corpus: Corpus, model: ModelConfig) -> np.ndarray:
@@ -225,7 +225,7 @@ class LanguageModelStream:
         self.passes, self.shuffle, self.seed = passes, shuffle, seed
         self.own = range(rows) if own is None else own
         self.sentence, self.shape = position["sentence"], (len(self.own), window)
-        self.rows = Rows(rows, window, self.queue(), held=position["rows"])
+        self.layout = Layout(rows, window, self.queue(), held=position["rows"])
 
     def queue(self) -> Iterator[tuple[int, int]]:
         """Sentences in the order in which they are read, and the positions that each takes."""
@@ -242,14 +242,14 @@ class LanguageModelStream:
 
     def position(self) -> dict:
         """Where the next batch starts: the next sentence (counted over all epochs) and what each row still holds."""
-        return {"sentence": self.sentence, "rows": [list(row) for row in self.rows.position()]}
+        return {"sentence": self.sentence, "rows": [list(row) for row in self.layout.position()]}
 
     def __iter__(self) -> "LanguageModelStream":
         return self
 
     def __next__(self) -> Batch:
-        segments = next(self.rows)
-        if len(self.own) < self.rows.rows:
+        segments = next(self.layout)
+        if len(self.own) < self.layout.rows:
             own = (segments.row >= self.own.start) & (segments.row < self.own.stop)
             segments = Segments(*(array[own] for array in segments))
             segments = segments._replace(row=segments.row - self.own.start)
@@ -344,7 +344,7 @@ class SentenceStream:
     `sentences` yields (number, tokens). A sentence of n tokens takes n positions, or with `boundaries` n + 2: then
     <S> and </S> are read by both directions. Iterating yields the segments of a window and the words of their
     positions, [forward, backward] lists in the order of `Segments.places`. Holds only sentences not yet read whole.
-    `in_turn` and `ahead` as in Rows.
+    `in_turn` and `ahead` as in Layout.
     """
 
     def __init__(
@@ -359,7 +359,7 @@ class SentenceStream:
     ):
         self.sentences, self.boundaries = sentences, boundaries
         self.unread: dict[int, list[str]] = {}
-        self.rows = Rows(rows, window, self.queue(), in_turn, ahead=ahead)
+        self.layout = Layout(rows, window, self.queue(), in_turn, ahead=ahead)
 
     def queue(self) -> Iterator[tuple[int, int]]:
         for number, tokens in self.sentences:
@@ -370,7 +370,7 @@ class SentenceStream:
         return self
 
     def __next__(self) -> tuple[Segments, tuple[list[str], list[str]]]:
-        segments = next(self.rows)
+        segments = next(self.layout)
         forward: list[str] = []
         backward: list[str] = []
         for sentence, offset, length, total in zip(*(array.tolist() for array in segments[2:]), strict=True):

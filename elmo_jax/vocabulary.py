@@ -44,11 +44,13 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: Path) -> "Vocabulary":
-        """Reads a file with a word a line."""
+        """Reads a file with a word a line; a byte order mark is read as nothing."""
         try:
-            lines = path.read_bytes().decode("utf-8").split("\n")
+            lines = path.read_bytes().decode("utf-8-sig").split("\n")
         except FileNotFoundError:
             raise InputError(f"no vocabulary file {path}") from None
+        except OSError as error:
+            raise InputError(f"cannot read the vocabulary file {path} ({error})") from None
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not UTF-8 ({error}); convert it first") from None
         if lines and not lines[-1]:
@@ -58,7 +60,11 @@ class Vocabulary:
     def save(self, path: Path) -> None:
         """Writes a file that `load`, bilm-tf and AllenNLP read."""
         with writing(path) as partial:
-            partial.write_bytes("".join(word + "\n" for word in self.words).encode("utf-8"))
+            partial.write_bytes(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of such a file."""
+        return "".join(word + "\n" for word in self.words).encode("utf-8")
 
     @classmethod
     def from_counts(
@@ -91,6 +97,6 @@ def character_ids(words: Sequence[str], max_characters: int) -> np.ndarray:
     return ids
 
 
-def character_widths(max_characters: int) -> tuple[int, ...]:
-    """Numbers of columns of character ids that programs are compiled for: few, and the last are all."""
-    return (*(width for width in (16, 24, 32) if width < max_characters), max_characters)
+def character_widths(max_characters: int, widest_filter: int) -> tuple[int, ...]:
+    """Numbers of columns of character ids that programs are compiled for: few, no filter is wider, the last are all."""
+    return (*(width for width in (16, 24, 32) if widest_filter < width < max_characters), max_characters)

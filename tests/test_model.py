@@ -8,10 +8,10 @@ from conftest import ROOT, SMALL, TOLERANCE, relative_error
 
 from elmo_jax.char_cnn import CHUNK, character_cnn, spelled_vectors
 from elmo_jax.config import load_config
-from elmo_jax.lstm import LSTMState, lstm
+from elmo_jax.lstm import LSTMState, lstm, plain_lstm
 from elmo_jax.model import scalar_mix, zero_state
 from elmo_jax.modules import BiLM, ScalarMix, init_bilm
-from elmo_jax.products import as_operand, matmul, packed, unpacked
+from elmo_jax.products import matmul, packed, rounded, unpacked
 
 
 def window(model=SMALL, rows=2, window=5, words=13, seed=0):
@@ -57,24 +57,6 @@ def test_reset_starts_anew():
     assert relative_error(found[:, 1:, 0, 2:], carried[:, 1:, 0, 2:]) > 1e-2
 
 
-def plain_lstm(parameters, inputs, state, reset, start, model):
-    """The equations of `lstm`, a position at a time, for automatic differentiation."""
-    clip = lambda x, most: x if most is None else jnp.clip(x, -most, most)
-    cell, hidden = state
-    outputs = []
-    for x, begins in zip(inputs, reset, strict=True):
-        cell = jnp.where(begins[:, None], start.cell[None], cell)
-        hidden = jnp.where(begins[:, None], start.hidden[None], hidden)
-        z = jnp.concatenate([x, hidden], -1) @ parameters["kernel"] + parameters["bias"][None]
-        i, j, f, o = jnp.split(z, 4, -1)
-        cell = clip(jax.nn.sigmoid(f + 1) * cell + jax.nn.sigmoid(i) * jnp.tanh(j), model.cell_clip)
-        hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
-        if "projection" in parameters:
-            hidden = clip(hidden @ parameters["projection"], model.projection_clip)
-        outputs.append(hidden)
-    return jnp.stack(outputs), LSTMState(cell, hidden)
-
-
 UNCLIPPED = {"cell_clip": None, "projection_clip": None}
 
 
@@ -88,8 +70,8 @@ UNCLIPPED = {"cell_clip": None, "projection_clip": None}
         (UNCLIPPED, "bfloat16", 0.05),  # clipping turns rounding into steps
     ],
 )
-def test_gradients_of_the_lstm_are_those_of_autodiff(changes, precision, limit):
-    """Of parameters, inputs, state and the state at resets; bfloat16 is as near as its rounding."""
+def test_lstm_is_its_definition(changes, precision, limit):
+    """Values, and gradients of parameters, inputs, state and the state at resets; bfloat16 as near as its rounding."""
     model = dataclasses.replace(SMALL, **changes)
     generator = np.random.default_rng(0)
     normal = lambda *shape: jnp.asarray(generator.normal(size=shape), jnp.float32)
@@ -102,18 +84,17 @@ def test_gradients_of_the_lstm_are_those_of_autodiff(changes, precision, limit):
     reset = jnp.asarray(generator.random((positions, rows)) < 0.3)
     weights = normal(positions, rows, size), LSTMState(normal(rows, cell), normal(rows, size))
 
-    def gradients(function):
+    def values_and_gradients(function):
         def weighted(parameters, inputs, state, start):
             results = function(parameters, inputs, state, start)
-            return sum(
-                jnp.vdot(one, other)
-                for one, other in zip(jax.tree.leaves(results), jax.tree.leaves(weights), strict=True)
-            )
+            pairs = zip(jax.tree.leaves(results), jax.tree.leaves(weights), strict=True)
+            return sum(jnp.vdot(one, other) for one, other in pairs), results
 
-        return jax.jit(jax.grad(weighted, (0, 1, 2, 3)))(parameters, inputs, state, start)
+        gradients, results = jax.jit(jax.grad(weighted, (0, 1, 2, 3), has_aux=True))(parameters, inputs, state, start)
+        return results, gradients
 
-    exact = gradients(lambda p, x, state, start: plain_lstm(p, x, state, reset, start, model))
-    found = gradients(lambda p, x, state, start: lstm(p, x, state, reset, start, None, model, precision))
+    exact = values_and_gradients(lambda p, x, state, start: plain_lstm(p, x, state, model, reset, start))
+    found = values_and_gradients(lambda p, x, state, start: lstm(p, x, state, model, precision, reset, start))
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
         assert np.abs(other).max() > 0.01
         assert relative_error(one, other) < limit
@@ -153,7 +134,7 @@ def test_packed_numbers_are_rounded_as_by_astype():
     expected = np.asarray(jnp.asarray(x).astype(jnp.bfloat16))
     kept = packed(jnp.asarray(x), "bfloat16")
     assert kept.dtype == jnp.uint16
-    assert (np.asarray(as_operand(kept)).view(np.uint16) == expected.view(np.uint16)).all()
+    assert (np.asarray(rounded(kept, "bfloat16")).view(np.uint16) == expected.view(np.uint16)).all()
     assert np.array_equal(unpacked(kept), expected.astype(np.float32), equal_nan=True)
     assert packed(x, "float32") is x
 
