@@ -22,12 +22,12 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from elmo_jax.modules import BiLM, ScalarMix
+else:
 
+    def __getattr__(name: str):
+        """The Flax modules, imported when they are asked for: embedding needs no Flax."""
+        if name not in ("BiLM", "ScalarMix"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from elmo_jax import modules
 
-def __getattr__(name: str):
-    """The Flax modules, imported when they are asked for: embedding needs no Flax."""
-    if name not in ("BiLM", "ScalarMix"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from elmo_jax import modules
-
-    return getattr(modules, name)
+        return getattr(modules, name)

@@ -1,33 +1,39 @@
-"""What a program writes that uses the package: read by the type checker (`mypy --strict`), never run."""
+"""What a program writes that uses the package: read by the type checker, never run."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, assert_type
 
 import numpy as np
+import numpy.typing as npt
 
 import elmo_jax
 from elmo_jax import BiLM, Config, DataConfig, Elmo, InputError, Mix, ModelConfig, ScalarMix, TrainConfig
+
+Vectors = npt.NDArray[np.float32]
 
 
 def load(folder: Path) -> Elmo:
     elmo = assert_type(elmo_jax.load("runs/mine"), Elmo)
     elmo_jax.load(folder)
     elmo_jax.load(options="options.json", weights=folder / "weights.hdf5")
-    elmo_jax.load("options.json", "weights.hdf5")
+    elmo_jax.load("options.json", "weights.hdf5", compilation_cache=False)
     elmo_jax.load(options=folder / "options.json", weights=folder / "weights.hdf5", vocab="vocab.txt")
     assert_type(elmo.dim, int)
     assert_type(elmo.model, ModelConfig)
+    elmo_jax.laod("runs/mine")  # type: ignore[attr-defined]
     return elmo
 
 
-def embed(elmo: Elmo) -> Iterator[np.ndarray]:
+def embed(elmo: Elmo) -> Iterator[Vectors]:
     vectors = elmo.embed(["The river burst its banks .", ["The", "bank", "raised", "its", "rates", "."]])
-    assert_type(vectors, list[np.ndarray])
+    assert_type(vectors, list[Vectors])
     elmo.embed([("a", "sentence")], layers="top", state="zero", precision="bfloat16", boundaries=True, batch_size=8)
     elmo.embed((["w"] for _ in range(3)), layers="mix", mix=Mix([0.1, 0.2, 0.7], gamma=2.0, layer_norm=True))
+    elmo.embed(["w"], layers="mix", mix=[0.1, 0.2, 0.7])
+    elmo.embed(["w"], layers="mix", mix=np.ones(3, np.float32), batch_size=np.int64(8))
     elmo.embed(["w"], layers="average", state="warm", precision="float32", boundaries=False, batch_size=None, mix=None)
-    assert_type(elmo.embed_iter(["w"], layers="all", state="carry", batch_size=2), Iterator[np.ndarray])
+    assert_type(elmo.embed_iter(["w"], layers="all", state="carry", batch_size=2), Iterator[Vectors])
     with open("large.txt") as lines:
         yield from elmo.embed_iter(
             lines, layers="mix", state="warm", precision="float32", boundaries=True, batch_size=1, mix=Mix((1.0, 2.0))
