@@ -2,25 +2,47 @@
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+OOM = "RESOURCE_EXHAUSTED"
 
 
 class InputError(ValueError):
     """Bad input: the message says what was received, what is accepted and what to do."""
 
 
+def brief(value: object, limit: int = 200) -> str:
+    """A value or an error on one line that can be printed, cut where it is long."""
+    text = str(value)[: 4 * limit]
+    text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def listed(phrases: Sequence[str], separator: str = "; ", limit: int = 10) -> str:
+    """The first of many phrases and the number of the others."""
+    more = [f"and {len(phrases) - limit} more"] if len(phrases) > limit else []
+    return separator.join([*phrases[:limit], *more])
+
+
 def exit_on_bad_input(script: Callable[..., None]) -> Callable[..., None]:
-    """Turns bad input, failing files and missing extras into one line on stderr and exit code 2."""
+    """Turns bad input, failing files, missing extras and too little memory into one line on stderr and exit code 2."""
 
     @functools.wraps(script)
-    def wrapped(*args, **kwargs):
+    def wrapped(*args: object, **kwargs: object) -> None:
         try:
             script(*args, **kwargs)
-        except (InputError, OSError, ImportError) as error:
-            print(f"\nerror: {' '.join(str(error).split())}", file=sys.stderr)
-            raise SystemExit(2) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise SystemExit(130) from None
+        except Exception as error:
+            message: object = error
+            # JAX's error of too little memory is a RuntimeError, known by its text without importing JAX.
+            if isinstance(error, MemoryError) or (type(error).__name__.endswith("RuntimeError") and OOM in str(error)):
+                wanted = brief(error) or "the system gave no more"
+                message = f"not enough memory: {wanted}; a smaller batch_size, window or model needs less"
+            elif not isinstance(error, (InputError, OSError, ImportError)):
+                raise
+            print(f"\nerror: {brief(message, 2000)}", file=sys.stderr)
+            raise SystemExit(2) from None
 
     return wrapped

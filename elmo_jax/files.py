@@ -1,16 +1,24 @@
 """Files on disk or in an object store (gs://...): written whole or not at all."""
 
 import contextlib
+import errno
 import glob
+import json
 import os
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
-from elmo_jax.errors import InputError
+from elmo_jax.errors import InputError, brief
+
+# Errors that only a write can have.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -26,28 +34,73 @@ def matching(pattern: str) -> list[epath.Path]:
     while glob.has_magic(os.fspath(path)):
         path = path.parent
     inside = pattern[len(os.fspath(path)) :].lstrip("/")
-    found = path.glob(inside) if inside else [path] if path.exists() else []
-    return sorted(found, key=os.fspath)
+    files = path.glob(inside) if inside else [path] if path.exists() else []
+    return sorted(files, key=os.fspath)
+
+
+def unwritable(path: str | os.PathLike, reason: object) -> InputError:
+    """The error of a path that cannot be written."""
+    return InputError(f"cannot write {os.fspath(path)} ({reason}); give a path that can be written")
+
+
+def check_output(path: str | os.PathLike, *inputs: str | os.PathLike | None) -> None:
+    """Refuses, before any work, a path that cannot be written, or that is one of the files that are read."""
+    files = [os.fspath(file) for file in inputs if file is not None]
+    target = os.path.realpath(path)
+    for file in files:
+        if file == os.fspath(path) or (
+            os.path.exists(file) and os.path.exists(target) and os.path.samefile(file, target)
+        ):
+            raise InputError(f"the output {os.fspath(path)} is the file {file}, which is read; give another path")
+    if is_remote(path):
+        return
+    try:
+        mode = os.stat(target).st_mode
+    except FileNotFoundError:
+        mode = stat.S_IFREG
+    except OSError as error:
+        raise unwritable(path, error) from None
+    folder = os.path.dirname(target)
+    if not stat.S_ISREG(mode):
+        raise unwritable(path, "it is a folder" if stat.S_ISDIR(mode) else "it is a device, a pipe or a socket")
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise unwritable(path, f"{folder} is no folder that can be written to")
 
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[Path]:
-    """A local path to write to; what is there in the end appears at `path` at once, and nothing after an error."""
+    """A local path to write to; what is there in the end appears at `path` at once, and nothing after an error.
+
+    Of the errors in the body only those of writing become "cannot write": others may be those of what is read there.
+    Where `path` is a link, the file that it points to is written.
+    """
+    check_output(path)
+    remote, target = is_remote(path), Path(os.path.realpath(path))
+    folder = tempfile.gettempdir() if remote else target.parent
+    partial = Path(folder, f".{target.name[:50]}.{secrets.token_hex(8)}")
+    complete = False
     try:
-        if is_remote(path):
-            with tempfile.TemporaryDirectory() as folder:
-                partial = Path(folder) / "file"
-                yield partial
-                epath.Path(path).write_bytes(partial.read_bytes())
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if remote else 0o666))
+        yield partial
+        complete = True
+        if remote:
+            epath.Path(path).write_bytes(partial.read_bytes())
         else:
-            partial = Path(f"{os.fspath(path)}.partial")
-            try:
-                yield partial
-                os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
+            os.replace(partial, target)
     except OSError as error:
-        raise InputError(f"cannot write {os.fspath(path)} ({error}); give a path that can be written") from error
+        if complete or error.errno in DISK_FULL or error.filename in (partial, str(partial)):
+            raise unwritable(path, error.strerror or error) from error
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_input(path: str | os.PathLike) -> None:
+    """Refuses what is no regular file: a pipe would be waited for, a device read without end."""
+    if not epath.Path(path).exists():
+        raise InputError(f"there is no file {os.fspath(path)}")
+    if not is_remote(path) and not os.path.isfile(path):
+        raise InputError(f"{os.fspath(path)} is not a regular file")
 
 
 @contextlib.contextmanager
@@ -61,3 +114,14 @@ def reading(path: str | os.PathLike) -> Iterator[Path]:
         with epath.Path(path).open("rb") as source, copy.open("wb") as target:
             shutil.copyfileobj(source, target)
         yield copy
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """What a JSON file holds; a byte order mark is read as nothing."""
+    check_input(path)
+    try:
+        return json.loads(epath.Path(path).read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"cannot read {os.fspath(path)} ({error})") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, too deep, a number of too many digits
+        raise InputError(f"{os.fspath(path)} is not JSON that can be read ({brief(error)})") from None

@@ -1,8 +1,10 @@
 """bilm-tf's HDF5 weight files, in and out through one table of names."""
 
-import contextlib
 import json
-from collections.abc import Iterator
+import re
+import zlib
+from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +13,9 @@ import numpy as np
 
 from elmo_jax.char_cnn import HIGHWAY
 from elmo_jax.config import ModelConfig, read_options, to_options
-from elmo_jax.errors import InputError
-from elmo_jax.files import reading, writing
+from elmo_jax.errors import InputError, brief, listed
+from elmo_jax.files import unwritable, writing
+from elmo_jax.hdf5 import HDF5Writer, floating_dataset, open_hdf5, own_item, read_floats, writing_hdf5
 from elmo_jax.model import parameter_shapes
 from elmo_jax.vocabulary import Vocabulary
 
@@ -20,6 +23,7 @@ from elmo_jax.vocabulary import Vocabulary
 # gate's 1, which is added when the model runs, not stored.
 Names = dict[str, tuple[str, str]]
 SOFTMAX_NAMES = {"softmax/W": "weight", "softmax/b": "bias"}
+CHECKSUM = "crc32"
 
 
 def weight_names(model: ModelConfig) -> Names:
@@ -54,45 +58,68 @@ def weight_shapes(model: ModelConfig, vocabulary_size: int) -> dict[str, tuple[i
     return {name: shapes[module][array] for name, (module, array) in weight_names(model).items()}
 
 
-@contextlib.contextmanager
-def open_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Opens a file for reading."""
-    if not path.exists() or path.is_dir():
-        raise InputError(f"there is no file {path}")
-    with reading(path) as local:
-        try:
-            file = h5py.File(local, "r")
-        except OSError as error:
-            raise InputError(f"{path} is not a whole HDF5 file ({error})") from None
-        with file:
-            yield file
-
-
-def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
-    found: dict[str, h5py.Dataset] = {}
-    file.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
-    # bilm-tf's dump of a model with one layer leaves out the name of the multi-layer cell.
-    return {name.replace("/RNN/LSTMCell/", "/RNN/MultiRNNCell/Cell0/LSTMCell/"): item for name, item in found.items()}
-
-
-def misfits(found: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> list[str]:
+def misfits(arrays: Mapping[str, Any], shapes: dict[str, tuple[int, ...]]) -> list[str]:
     """Which of the expected arrays are missing or misshapen, one phrase each."""
-    problems = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in found]
+    problems = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in arrays]
     for name, shape in shapes.items():
-        if name in found and found[name].shape != shape:
-            problems.append(f"{name} is {found[name].shape}, expected {shape}")
+        if name in arrays and arrays[name].shape != shape:
+            problems.append(f"{name} is {arrays[name].shape}, expected {shape}")
     return problems
 
 
+def _datasets(file: h5py.File, shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, h5py.Dataset], list[str]]:
+    """The datasets of the names in `shapes`, and what else is in the file or wrong with them."""
+    # bilm-tf's dump of a model with one layer leaves out the name of the multi-layer cell.
+    names = {name.replace("/RNN/MultiRNNCell/Cell0/", "/RNN/"): name for name in shapes}
+    names |= {name: name for name in shapes}
+    groups = {group for name in names for group in accumulate(name.split("/")[:-1], "{}/{}".format)}
+    datasets, problems, wanted = {}, [], dict(shapes)
+    for group in ("", *sorted(groups)):
+        members = own_item(file, group) if group else file
+        for member in members if isinstance(members, h5py.Group) else ():
+            name = f"{group}/{member}".lstrip("/")
+            if name in names:
+                try:
+                    datasets[names[name]] = floating_dataset(file, name)
+                except InputError as error:
+                    problems.append(str(error))
+                    wanted.pop(names[name], None)
+            elif name not in groups:
+                problems.append(f"not known: {brief(name, 80)}")
+    return datasets, misfits(datasets, wanted) + problems
+
+
+def _checksum(dataset: h5py.Dataset, values: np.ndarray) -> int:
+    """CRC-32 of a dataset's name and float32 values, in an attribute that bilm-tf and AllenNLP do not look at."""
+    return zlib.crc32(np.ascontiguousarray(values, "<f4"), zlib.crc32(dataset.name.encode()))
+
+
+def _stored_checksum(dataset: h5py.Dataset) -> int | None:
+    if CHECKSUM not in dataset.attrs:
+        return None
+    attribute = dataset.attrs.get_id(CHECKSUM)
+    # A number read from a crafted type or shape could be anything; -1 is no checksum.
+    return int(dataset.attrs[CHECKSUM]) if (attribute.shape, attribute.dtype) == ((), np.uint32) else -1
+
+
 def _read(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """The arrays of a file, which must have just these names and shapes."""
+    """The arrays of a file, which must have just these names and shapes, and the right checksums or none."""
+    arrays, changed = {}, []
     with open_hdf5(path) as file:
-        found = _datasets(file)
-        problems = misfits(found, shapes)
-        problems += [f"not known: {name} {item.shape}" for name, item in found.items() if name not in shapes]
-        if problems:
-            raise InputError(f"{path} does not fit the model of its options.json: {'; '.join(problems)}")
-        return {name: found[name][()].astype(np.float32) for name in shapes}
+        datasets, problems = _datasets(file, shapes)
+        if not problems:
+            checksums = {name: _stored_checksum(dataset) for name, dataset in datasets.items()}
+            arrays = {name: read_floats(datasets[name]) for name in shapes}
+            if any(checksum is not None for checksum in checksums.values()):
+                changed = [name for name in shapes if checksums[name] != _checksum(datasets[name], arrays[name])]
+    if problems:
+        raise InputError(f"{path} does not fit the model of its options.json: {listed(problems)}")
+    if changed:
+        raise InputError(
+            f"{path} is damaged: the checksum is not that of {listed(changed, ', ')}. Take another copy (if the "
+            f"weights were changed on purpose, delete the attribute {CHECKSUM} of all datasets)"
+        )
+    return arrays
 
 
 def read_weights(path: Path, model: ModelConfig, vocabulary_size: int = 0) -> dict[str, Any]:
@@ -104,20 +131,10 @@ def read_weights(path: Path, model: ModelConfig, vocabulary_size: int = 0) -> di
     return parameters
 
 
-def write_weights(path: Path, parameters: dict[str, Any], model: ModelConfig) -> None:
-    """Writes weights.hdf5 as bilm-tf's dump_weights does."""
-    write_arrays(path, {name: parameters[module][array] for name, (module, array) in weight_names(model).items()})
-
-
 def read_softmax(path: Path, model: ModelConfig, vocabulary_size: int) -> dict[str, np.ndarray]:
     """The output layer from softmax.hdf5: weight [V, P], bias [V]."""
     shapes = {"softmax/W": (vocabulary_size, model.projection_dim), "softmax/b": (vocabulary_size,)}
     return {SOFTMAX_NAMES[name]: array for name, array in _read(path, shapes).items()}
-
-
-def write_softmax(path: Path, softmax: dict[str, Any]) -> None:
-    """Writes softmax.hdf5 (bilm-tf leaves the output layer in its checkpoint; the names are those it has there)."""
-    write_arrays(path, {name: softmax[ours] for name, ours in SOFTMAX_NAMES.items()})
 
 
 class ModelFolder(NamedTuple):
@@ -132,12 +149,44 @@ class ModelFolder(NamedTuple):
 def find_model(path: Path) -> Path:
     """The model folder of a path: the folder itself, or `model/` in a training workdir."""
     if not path.is_dir():
-        raise InputError(f"no folder {path}; give a model folder (options.json, weights.hdf5) or a training workdir")
+        what = "is a file, not a folder" if path.exists() else "is not there: no folder"
+        if re.match(r"https?:/", str(path)):
+            what = "is a URL: no folder, and nothing is downloaded here"
+        raise InputError(
+            f"{path} {what}; give a folder with options.json and weights.hdf5, a training workdir, or the two files. "
+            "The README says where the published files are"
+        )
     if not (path / "options.json").exists() and (path / "config.json").exists():
         if not (path / "model").is_dir():
             raise InputError(f"{path} is a training run that has no model/ yet; it is written when the run ends")
         return path / "model"
     return path
+
+
+class ModelFiles(NamedTuple):
+    """Where the parts of a model are."""
+
+    options: Path
+    weights: Path
+    vocab: Path | None = None
+    softmax: Path | None = None
+
+
+def model_files(path: Path) -> ModelFiles:
+    """The files in a model folder or training workdir; the two published ones may have their names of old."""
+    folder = find_model(path)
+
+    def only(name: str) -> Path:
+        if (folder / name).exists():
+            return folder / name
+        files = sorted(folder.glob(f"*{name}"))
+        if len(files) != 1:
+            names = listed([brief(file.name, 80) for file in files], ", ") or "none"
+            raise InputError(f"no file {folder / name}, and of other files *{name} one is expected; there are: {names}")
+        return files[0]
+
+    vocab, softmax = (file if file.exists() else None for file in (folder / "vocab.txt", folder / "softmax.hdf5"))
+    return ModelFiles(only("options.json"), only("weights.hdf5"), vocab, softmax)
 
 
 def read_model(options: Path, weights: Path, vocab: Path | None = None, softmax: Path | None = None) -> ModelFolder:
@@ -154,28 +203,46 @@ def read_model(options: Path, weights: Path, vocab: Path | None = None, softmax:
 
 def read_folder(path: Path, with_softmax: bool = False) -> ModelFolder:
     """Reads a model folder or the model of a training workdir."""
-    folder = find_model(path)
-    vocab, softmax = folder / "vocab.txt", folder / "softmax.hdf5"
-    return read_model(
-        folder / "options.json",
-        folder / "weights.hdf5",
-        vocab if vocab.exists() else None,
-        softmax if with_softmax and softmax.exists() else None,
-    )
+    files = model_files(path)
+    return read_model(*(files if with_softmax else files[:3]))
 
 
 def write_folder(path: Path, model: ModelConfig, parameters: dict[str, Any], vocabulary: Vocabulary) -> None:
-    """Exports {"bilm", "softmax"} parameters as a model folder that bilm-tf and AllenNLP read as it is."""
-    path.mkdir(parents=True, exist_ok=True)
-    with writing(path / "options.json") as partial:
-        partial.write_text(json.dumps(to_options(model, len(vocabulary)), indent=1) + "\n", encoding="utf-8")
-    vocabulary.save(path / "vocab.txt")
-    write_weights(path / "weights.hdf5", parameters["bilm"], model)
-    write_softmax(path / "softmax.hdf5", parameters["softmax"])
+    """Exports {"bilm", "softmax"} parameters as a model folder that bilm-tf and AllenNLP read as it is.
+
+    The files appear together, when all are written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from None
+    names = weight_names(model)
+    with (
+        writing(path / "options.json") as options,
+        writing(path / "vocab.txt") as words,
+        writing_hdf5(path / "weights.hdf5") as weights,
+        writing_hdf5(path / "softmax.hdf5") as softmax,
+    ):
+        options.write_text(json.dumps(to_options(model, len(vocabulary)), indent=1) + "\n", encoding="utf-8")
+        words.write_bytes(vocabulary.to_bytes())
+        _add_arrays(weights, {name: parameters["bilm"][module][array] for name, (module, array) in names.items()})
+        _add_arrays(softmax, {name: parameters["softmax"][ours] for name, ours in SOFTMAX_NAMES.items()})
+
+
+def _add_arrays(file: HDF5Writer, arrays: dict[str, Any]) -> None:
+    file.reserve(sum(4 * array.size for array in arrays.values()))
+    for name, array in arrays.items():
+        values = np.asarray(array, np.float32)
+        dataset = file.add(name, values)
+        dataset.attrs[CHECKSUM] = np.uint32(_checksum(dataset, values))
 
 
 def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
-    """Writes an HDF5 file of float32 arrays; it appears only when it is whole."""
-    with writing(path) as partial, h5py.File(partial, "w") as file:
-        for name, array in arrays.items():
-            file.create_dataset(name, data=np.asarray(array, np.float32))
+    """Writes an HDF5 file of float32 arrays with their checksums; it appears only when it is whole."""
+    with writing_hdf5(path) as file:
+        _add_arrays(file, arrays)
+
+
+def write_weights(path: Path, parameters: dict[str, Any], model: ModelConfig) -> None:
+    """Writes weights.hdf5 as bilm-tf's dump_weights does."""
+    write_arrays(path, {name: parameters[module][array] for name, (module, array) in weight_names(model).items()})

@@ -1,0 +1,151 @@
+"""HDF5 files: read without trust, written only where there is room."""
+
+import contextlib
+import errno
+import io
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import IO
+
+import h5py
+import numpy as np
+from h5py import h5d, h5p, h5s, h5t
+
+from elmo_jax.errors import InputError, brief
+from elmo_jax.files import check_input, reading, writing
+
+FLOATS = (h5t.IEEE_F16LE, h5t.IEEE_F16BE, h5t.IEEE_F32LE, h5t.IEEE_F32BE, h5t.IEEE_F64LE, h5t.IEEE_F64BE)
+# Bytes that are reserved beyond the data, for what HDF5 notes about them; its table of names grows by doubling.
+SPARE, SPARE_PER_DATASET = 1 << 21, 32
+
+
+@contextlib.contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Opens a file for reading; whatever h5py cannot read in it, it is an InputError."""
+    check_input(path)
+    with reading(path) as local:
+        try:
+            with h5py.File(local, "r") as file:
+                yield file
+        except MemoryError:
+            raise
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        except Exception as error:  # on damaged files h5py raises nearly everything
+            raise InputError(f"{path} is not a whole HDF5 file ({brief(error)})") from error
+
+
+def own_item(file: h5py.File, name: str) -> h5py.HLObject | None:
+    """What the file itself has under a name, if anything; where a link leads is not its own."""
+    for part in accumulate(name.split("/"), "{}/{}".format):
+        link = file.get(part, getlink=True)
+        if link is None:
+            return None
+        if not isinstance(link, h5py.HardLink):
+            raise InputError(f"{brief(part, 80)} is a link")
+    return file[name]
+
+
+def own_dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """A dataset whose values lie in this file, written and as they are: nothing else that a crafted file may name.
+
+    External or virtual storage would read other files, filters may blow up, and what was never written would be zeros.
+    """
+    item = own_item(file, name)
+    if not isinstance(item, h5py.Dataset):
+        raise InputError(f"{brief(name, 80)} is no dataset")
+    storage = item.id.get_create_plist()
+    if storage.get_layout() not in (h5d.COMPACT, h5d.CONTIGUOUS, h5d.CHUNKED) or storage.get_external_count():
+        raise InputError(f"{brief(name, 80)} has its values in another file")
+    if storage.get_nfilters():
+        raise InputError(f"{brief(name, 80)} is compressed; write it again without filters (h5repack -f NONE)")
+    shape, chunks = item.shape or (), item.chunks
+    size = math.prod(shape) * item.id.get_type().get_size()
+    if chunks is None:
+        stored = item.id.get_storage_size() == size
+    else:
+        blocks = [-(-length // chunk) for length, chunk in zip(shape, chunks, strict=True)]
+        fits = all(chunk <= length for length, chunk in zip(shape, chunks, strict=True))
+        stored = fits and item.id.get_num_chunks() == math.prod(blocks)
+    if not stored or size > file.id.get_filesize():
+        raise InputError(f"{brief(name, 80)} {shape} was never written whole")
+    return item
+
+
+def floating_dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """A dataset of the file's own with floating numbers."""
+    dataset = own_dataset(file, name)
+    if not any(dataset.id.get_type() == kind for kind in FLOATS):
+        raise InputError(f"{brief(name, 80)} has no floating numbers of 16, 32 or 64 bits")
+    return dataset
+
+
+def read_floats(dataset: h5py.Dataset) -> np.ndarray:
+    """The values as float32; all must be finite."""
+    with np.errstate(over="ignore"):
+        array = dataset[()].astype(np.float32, copy=False)
+    if not np.isfinite(array).all():
+        raise InputError(f"{brief(dataset.name, 80)} has values that are not finite (NaN or infinite)")
+    return array
+
+
+class HDF5Writer:
+    """An HDF5 file of which every byte is reserved on the disk before HDF5 writes it.
+
+    HDF5 crashes (a segmentation fault when the file is closed) if a write fails, so none may fail.
+    """
+
+    def __init__(self, file: h5py.File, raw: io.FileIO):
+        self.file, self.folder = file, Path(raw.name).parent
+        self._raw, self._reserved, self._datasets = raw, 0, 0
+
+    def reserve(self, size: int) -> None:
+        """Takes room for `size` bytes more from the disk, or raises OSError."""
+        size += self.file.id.get_filesize() + SPARE + SPARE_PER_DATASET * self._datasets
+        if size <= self._reserved:
+            return
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._raw.fileno(), self._reserved, size + SPARE - self._reserved)
+            elif shutil.disk_usage(self.folder).free < size + SPARE - self._reserved:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}: at least {size:,} bytes are needed") from None
+        self._reserved = size + SPARE
+
+    def add(self, name: str, array: np.ndarray) -> h5py.Dataset:
+        """Writes an array."""
+        self._datasets += 1
+        self.reserve(array.nbytes)
+        return self.file.create_dataset(name, data=array)
+
+    def add_text(self, name: str, text: IO[bytes]) -> None:
+        """Writes a dataset [1] with the text of a file, past HDF5, which would want it all in memory."""
+        self.reserve(size := text.tell())
+        early = h5p.create(h5p.DATASET_CREATE)
+        early.set_alloc_time(h5d.ALLOC_TIME_EARLY)
+        early.set_fill_time(h5d.FILL_TIME_NEVER)
+        kind = h5t.py_create(np.dtype(f"S{size}"))
+        dataset = h5d.create(self.file.id, name.encode(), kind, h5s.create_simple((1,)), early)
+        text.seek(0)
+        self._raw.seek(dataset.get_offset())
+        shutil.copyfileobj(text, self._raw)
+
+
+@contextlib.contextmanager
+def writing_hdf5(path: Path) -> Iterator[HDF5Writer]:
+    """An HDF5 file that appears at `path` when it is whole."""
+    with h5py.File("empty", "w", driver="core", backing_store=False) as empty:
+        empty.flush()
+        image = empty.id.get_file_image()
+    with writing(path) as partial, partial.open("r+b", buffering=0) as raw:
+        raw.write(image)  # so that opening it leaves nothing to write should there be no room for more
+        with h5py.File(partial, "r+") as file:
+            yield HDF5Writer(file, raw)
+            file.flush()
+            size = file.id.get_filesize()
+        raw.truncate(size)
