@@ -1,4 +1,7 @@
-"""Full and sampled softmax, in blocks over the vocabulary; the sampler of negatives."""
+"""Full and sampled softmax, in blocks over the vocabulary; the sampler of negatives.
+
+N tokens, P size of the LSTMs' output, V vocabulary, S negatives. `d_x` is the gradient of the loss with respect to x.
+"""
 
 import functools
 
@@ -14,6 +17,11 @@ from elmo_jax.products import matmul, product, transposed
 BLOCK = 2**24
 
 
+def softmax_axes(split: bool) -> dict[str, int | None]:
+    """Axis of the devices in each part of the parameters; `split`: each has its own part of the softmax's words."""
+    return {"bilm": None, "softmax": 0 if split else None}
+
+
 def blocks(vocabulary_size: int, tokens: int) -> tuple[int, jax.Array, jax.Array]:
     """Size of a block, first word of each [n], and which of its words no earlier block has [n, block]."""
     size = min(max(BLOCK // tokens, 1), vocabulary_size)
@@ -23,10 +31,10 @@ def blocks(vocabulary_size: int, tokens: int) -> tuple[int, jax.Array, jax.Array
 
 
 def block_logits(hidden, weight, bias, first, new, size, precision):
-    """Logits [N, block] of the words from `first` on, minus infinity where a word is not `new`."""
-    rows = lax.dynamic_slice_in_dim(weight, first, size)
-    logits = product(hidden, rows.T, precision) + lax.dynamic_slice_in_dim(bias, first, size)[None]
-    return jnp.where(new[None], logits, -jnp.inf), rows
+    """Logits [N, block] of the words from `first` on, minus infinity where a word is not `new`, and their weights."""
+    block = lax.dynamic_slice_in_dim(weight, first, size)
+    logits = product(hidden, block.T, precision) + lax.dynamic_slice_in_dim(bias, first, size)[None]
+    return jnp.where(new[None], logits, -jnp.inf), block
 
 
 def log_normaliser(hidden: jax.Array, weight: jax.Array, bias: jax.Array, precision: Precision) -> jax.Array:
@@ -74,42 +82,42 @@ def _full_forward(hidden, weight, bias, targets, precision, axis):
     here = (places >= 0) & (places < len(weight))
     places = jnp.where(here, places, 0)
     rounded = everyones.astype(precision).astype(jnp.float32), weight[places].astype(precision).astype(jnp.float32)
-    of_targets = jnp.where(here, (rounded[0] * rounded[1]).sum(-1) + bias[places], 0.0)
+    target_logits = jnp.where(here, (rounded[0] * rounded[1]).sum(-1) + bias[places], 0.0)
     if axis is not None:
         largest = lax.pmax(normaliser, axis)
         normaliser = largest + jnp.log(lax.psum(jnp.exp(normaliser - largest), axis))
-        of_targets = lax.psum(of_targets, axis)
-    loss = normaliser - of_targets
+        target_logits = lax.psum(target_logits, axis)
+    loss = normaliser - target_logits
     if axis is not None:
         loss = lax.dynamic_slice_in_dim(loss, lax.axis_index(axis) * len(hidden), len(hidden))
     return loss, (everyones, weight, bias, places, here, normaliser)
 
 
-def _full_backward(precision, axis, saved, gradient):
+def _full_backward(precision, axis, saved, d_loss):
     hidden, weight, bias, places, here, normaliser = saved
     if axis is not None:
-        gradient = lax.all_gather(gradient, axis, tiled=True)
+        d_loss = lax.all_gather(d_loss, axis, tiled=True)
     size, firsts, new = blocks(len(weight), len(hidden))
 
     def step(carry, block):
-        of_hidden, of_weight, of_bias = carry
-        logits, rows = block_logits(hidden, weight, bias, *block, size, precision)
-        delta = jnp.exp(logits - normaliser[:, None]) * gradient[:, None]  # [N, block]
+        d_hidden, d_weight, d_bias = carry
+        logits, block_weight = block_logits(hidden, weight, bias, *block, size, precision)
+        d_logits = jnp.exp(logits - normaliser[:, None]) * d_loss[:, None]  # [N, block]
         first = block[0]
         add = lambda total, part: lax.dynamic_update_slice_in_dim(
             total, lax.dynamic_slice_in_dim(total, first, size) + part, first, 0
         )
-        of_weight = add(of_weight, product(delta.T, hidden, precision))
-        return (of_hidden + product(delta, rows, precision), of_weight, add(of_bias, delta.sum(0))), None
+        d_weight = add(d_weight, product(d_logits.T, hidden, precision))
+        return (d_hidden + product(d_logits, block_weight, precision), d_weight, add(d_bias, d_logits.sum(0))), None
 
-    of_targets = jnp.where(here, -gradient, 0.0)
-    of_hidden = of_targets[:, None] * weight[places]
-    of_weight = jnp.zeros_like(weight).at[places].add(of_targets[:, None] * hidden)
-    of_bias = jnp.zeros_like(bias).at[places].add(of_targets)
-    (of_hidden, of_weight, of_bias), _ = lax.scan(step, (of_hidden, of_weight, of_bias), (firsts, new))
+    d_targets = jnp.where(here, -d_loss, 0.0)
+    d_hidden = d_targets[:, None] * weight[places]
+    d_weight = jnp.zeros_like(weight).at[places].add(d_targets[:, None] * hidden)
+    d_bias = jnp.zeros_like(bias).at[places].add(d_targets)
+    (d_hidden, d_weight, d_bias), _ = lax.scan(step, (d_hidden, d_weight, d_bias), (firsts, new))
     if axis is not None:
-        of_hidden = lax.psum_scatter(of_hidden, axis, tiled=True)
-    return of_hidden, of_weight, of_bias, None
+        d_hidden = lax.psum_scatter(d_hidden, axis, tiled=True)
+    return d_hidden, d_weight, d_bias, None
 
 
 full_softmax_loss.defvjp(_full_forward, _full_backward)
@@ -132,9 +140,9 @@ def sample_negatives(vocabulary_size: int, count: int, key: tuple[int, ...]) -> 
         draws = np.concatenate(parts)
         numbers = np.arange(len(draws), dtype=np.int32)
         first[draws[::-1]] = numbers[::-1]  # of each word drawn the first draw: written last
-        kept = np.flatnonzero(first[draws] == numbers)[:count]
-        if len(kept) == count:
-            return draws[kept], int(kept[-1]) + 1
+        new = np.flatnonzero(first[draws] == numbers)[:count]
+        if len(new) == count:
+            return draws[new], int(new[-1]) + 1
         size = len(draws)
 
 
@@ -160,12 +168,10 @@ def sampled_softmax_loss(
     these rows; log counts [N] and [S]. A negative that is the target itself is removed (TensorFlow's
     sampled_softmax_loss with remove_accidental_hits).
     """
-    of_target = (hidden * weight[targets]).sum(-1) + bias[targets] - target_log_count
-    of_negatives = (
-        matmul(hidden, transposed(weight[negatives], "float32"), precision)
-        + (bias[negatives] - negative_log_count)[None]
-    )
-    of_negatives = jnp.where(negatives[None] == targets[:, None], -jnp.inf, of_negatives)
-    largest = lax.stop_gradient(jnp.maximum(of_target, of_negatives.max(-1)))
-    total = jnp.exp(of_target - largest) + jnp.exp(of_negatives - largest[:, None]).sum(-1)
-    return largest + jnp.log(total) - of_target
+    target_logits = (hidden * weight[targets]).sum(-1) + bias[targets] - target_log_count
+    corrections = (bias[negatives] - negative_log_count)[None]
+    logits = matmul(hidden, transposed(weight[negatives], "float32"), precision) + corrections
+    logits = jnp.where(negatives[None] == targets[:, None], -jnp.inf, logits)
+    largest = lax.stop_gradient(jnp.maximum(target_logits, logits.max(-1)))
+    total = jnp.exp(target_logits - largest) + jnp.exp(logits - largest[:, None]).sum(-1)
+    return largest + jnp.log(total) - target_logits

@@ -10,7 +10,13 @@ import optax
 from jax import lax
 
 from elmo_jax.config import Config
-from elmo_jax.losses import full_softmax_loss, log_expected_count, sample_negatives, sampled_softmax_loss
+from elmo_jax.losses import (
+    full_softmax_loss,
+    log_expected_count,
+    sample_negatives,
+    sampled_softmax_loss,
+    softmax_axes,
+)
 from elmo_jax.model import Reading, State, read_window, word_vectors
 from elmo_jax.parallel import AXIS, fetch, gather_words, parallel, replicate, shard_words
 from elmo_jax.streams import Batch
@@ -67,21 +73,21 @@ def draw_negatives(config: Config, vocabulary_size: int, step: int) -> Negatives
     return Negatives(np.stack(ids), np.array(draws, np.int32))
 
 
-def dropout_by_row(key: jax.Array, rows: jax.Array, rate: float):
+def dropout_by_row(key: jax.Array, row_ids: jax.Array, rate: float):
     """Dropout whose masks depend on the key, the place and the row, not on which device holds the row.
 
-    Returns (place, x [T, B, P]) → x, with a fresh mask at every position; rows int32 [B] are the rows' numbers.
+    Returns (place, x [T, B, P]) → x, with a fresh mask at every position; row_ids int32 [B].
     """
 
     def dropout(place: int, x: jax.Array) -> jax.Array:
-        keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, place), row))(rows)
+        keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, place), row))(row_ids)
         keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, (x.shape[0], x.shape[2])), out_axes=1)(keys)
         return jnp.where(keep, x / (1 - rate), 0.0)
 
     return dropout
 
 
-def distinct_rows(ids: jax.Array, vocabulary_size: int) -> tuple[jax.Array, jax.Array]:
+def distinct_ids(ids: jax.Array, vocabulary_size: int) -> tuple[jax.Array, jax.Array]:
     """Distinct ids, ascending [K], and which of them each of ids [M] is; K is the lesser of M and V.
 
     The places left over hold numbers from V up, all different, which gathers and scatters leave out.
@@ -92,102 +98,111 @@ def distinct_rows(ids: jax.Array, vocabulary_size: int) -> tuple[jax.Array, jax.
     return jnp.where(distinct < vocabulary_size, distinct, spare), numbers
 
 
-def gather_rows(table: jax.Array, rows: jax.Array, fill: float) -> jax.Array:
-    """table [V, ..], rows [K] → [K, ..]."""
-    return table.at[rows].get(mode="fill", fill_value=fill, unique_indices=True, indices_are_sorted=True)
+def gather_rows(table: jax.Array, row_ids: jax.Array, fill: float) -> jax.Array:
+    """table [V, ..], row_ids [K] → [K, ..]."""
+    return table.at[row_ids].get(mode="fill", fill_value=fill, unique_indices=True, indices_are_sorted=True)
 
 
-def scatter_rows(table: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
-    """table [V, ..] with values [K, ..] in `rows` [K]; in place if the table is donated."""
-    return table.at[rows].set(values, mode="drop", unique_indices=True, indices_are_sorted=True)
+def scatter_rows(table: jax.Array, row_ids: jax.Array, values: jax.Array) -> jax.Array:
+    """table [V, ..] with values [K, ..] in `row_ids` [K]; in place if the table is donated."""
+    return table.at[row_ids].set(values, mode="drop", unique_indices=True, indices_are_sorted=True)
 
 
-class SoftmaxRows(NamedTuple):
-    """The rows of the softmax that a step touches, and where its words are among them.
+class TouchedWords(NamedTuple):
+    """The words whose part of the softmax a step touches, and where its targets and negatives are among them.
 
-    rows        int32 [K] ascending, see `distinct_rows`; None: the whole table
-    targets     int32 [2, N] of the forward and the backward loss
-    negatives   int32 [2, S]; None: full softmax
+    row_ids              int32 [K] ascending, see `distinct_ids`: their rows of the table; None: all
+    targets              int32 [2, N] of the forward and the backward loss
+    negatives            int32 [2, S]
+    target_log_counts    [2, N] see `log_expected_count`
+    negative_log_counts  [2, S]
+
+    With the full softmax all but the targets are None.
     """
 
-    rows: jax.Array | None
+    row_ids: jax.Array | None
     targets: jax.Array
-    negatives: jax.Array | None
+    negatives: jax.Array | None = None
+    target_log_counts: jax.Array | None = None
+    negative_log_counts: jax.Array | None = None
 
     def select(self, tree: dict[str, Any], fill: float) -> dict[str, Any]:
-        """A tree like the parameters with only these rows of its softmax."""
-        if self.rows is None:
+        """A tree like the parameters with only these words' rows of its softmax."""
+        if self.row_ids is None:
             return tree
-        return tree | {"softmax": jax.tree.map(lambda table: gather_rows(table, self.rows, fill), tree["softmax"])}
+        return tree | {"softmax": jax.tree.map(lambda table: gather_rows(table, self.row_ids, fill), tree["softmax"])}
 
     def merge(self, tree: dict[str, Any], selected: dict[str, Any]) -> dict[str, Any]:
         """`selected` with the rows that it lacks taken from `tree`."""
-        if self.rows is None:
+        if self.row_ids is None:
             return selected
-        put = lambda table, values: scatter_rows(table, self.rows, values)
+        put = lambda table, values: scatter_rows(table, self.row_ids, values)
         return selected | {"softmax": jax.tree.map(put, tree["softmax"], selected["softmax"])}
 
 
-def softmax_rows(batch: Batch, negatives: Negatives | None, vocabulary_size: int) -> SoftmaxRows:
-    """The rows that all devices together touch, the same on every device; batch without its device axis."""
+def touched_words(batch: Batch, negatives: Negatives | None, vocabulary_size: int) -> TouchedWords:
+    """The words that all devices together touch, the same on every device; batch without its device axis."""
     targets = batch.targets.reshape(2, -1)
     if negatives is None:
-        return SoftmaxRows(None, targets, None)
+        return TouchedWords(None, targets)
     everyones = lax.all_gather(targets, AXIS)  # [n, 2, N]
-    rows, numbers = distinct_rows(jnp.concatenate([everyones.ravel(), negatives.ids.ravel()]), vocabulary_size)
+    row_ids, numbers = distinct_ids(jnp.concatenate([everyones.ravel(), negatives.ids.ravel()]), vocabulary_size)
     of_targets, of_negatives = jnp.split(numbers, [everyones.size])
     own = of_targets.reshape(everyones.shape)[lax.axis_index(AXIS)]
-    return SoftmaxRows(rows, own, of_negatives.reshape(negatives.ids.shape))
+    log_counts = (
+        log_expected_count(ids, negatives.draws[:, None], vocabulary_size) for ids in (targets, negatives.ids)
+    )
+    return TouchedWords(row_ids, own, of_negatives.reshape(negatives.ids.shape), *log_counts)
 
 
-def loss(
-    config: Config,
-    step: jax.Array,
-    parameters: dict[str, Any],
-    lstm_state: State,
-    batch: Batch,
-    rows: jax.Array,
-    negatives: Negatives | None,
-    of_softmax: SoftmaxRows,
-    vocabulary_size: int,
-) -> tuple[jax.Array, tuple[jax.Array, State]]:
+class LossInputs(NamedTuple):
+    """What the loss depends on beside the parameters: see `train_step`, and the words that the step touches."""
+
+    step: jax.Array
+    lstm_state: State
+    batch: Batch
+    row_ids: jax.Array
+    touched: TouchedWords
+
+
+def loss(config: Config, parameters: dict[str, Any], inputs: LossInputs) -> tuple[jax.Array, tuple[jax.Array, State]]:
     """Loss × window of one device's rows, and (the losses [2] of both directions, the LSTM state after the window).
 
     The loss is the mean of both directions' mean loss (bilm-tf training.py, train). parameters: of the softmax only
-    the rows of `of_softmax`; the other arguments as in `train_step`.
+    the rows of the touched words.
     """
     model, train = config.model, config.train
-    key = jax.random.fold_in(jax.random.key(train.seed), step)
-    dropout = dropout_by_row(key, rows, train.dropout) if train.dropout else None
-    bilm, reading = parameters["bilm"], Reading(batch.forward, batch.backward)
+    bilm, batch = parameters["bilm"], inputs.batch
+    key = jax.random.fold_in(jax.random.key(train.seed), inputs.step)
+    dropout = dropout_by_row(key, inputs.row_ids, train.dropout) if train.dropout else None
     vectors = word_vectors(model, bilm["words"], batch.words, batch.count, train.precision)
-    activations, lstm_state = read_window(
-        model, bilm, vectors, reading, lstm_state, precision=train.precision, dropout=dropout
-    )
-    table = parameters["softmax"]["weight"], parameters["softmax"]["bias"]
+    reading, options = Reading(batch.forward, batch.backward), {"precision": train.precision, "dropout": dropout}
+    activations, lstm_state = read_window(model, bilm, vectors, reading, inputs.lstm_state, **options)
     losses = []
     for direction, hidden in enumerate(activations[:, -1].swapaxes(1, 2)):  # [T, b, P]
         if dropout is not None:
             hidden = dropout(2 * model.layers + direction, hidden)
         hidden = hidden.swapaxes(0, 1).reshape(-1, model.projection_dim)  # [N, P]
-        if negatives is None:
-            of_tokens = full_softmax_loss(hidden, *table, of_softmax.targets[direction], train.precision, AXIS)
-        else:
-            ids = batch.targets[direction].reshape(-1), negatives.ids[direction]
-            counts = (log_expected_count(some, negatives.draws[direction], vocabulary_size) for some in ids)
-            numbers = of_softmax.targets[direction], of_softmax.negatives[direction]
-            of_tokens = sampled_softmax_loss(hidden, *table, *numbers, *counts, train.precision)
-        losses.append(of_tokens.mean())
+        losses.append(token_losses(config, parameters["softmax"], hidden, inputs.touched, direction).mean())
     losses = jnp.stack(losses)
     return losses.mean() * train.window, (losses, lstm_state)
 
 
-def loss_gradients(
-    config: Config, step: jax.Array, parameters: dict[str, Any], *inputs
-) -> tuple[dict, jax.Array, State]:
+def token_losses(
+    config: Config, softmax: dict[str, jax.Array], hidden: jax.Array, touched: TouchedWords, direction: int
+) -> jax.Array:
+    """Loss [N] of each of a direction's tokens, given the top layer's outputs [N, P]."""
+    table = softmax["weight"], softmax["bias"]
+    if touched.negatives is None:
+        return full_softmax_loss(hidden, *table, touched.targets[direction], config.train.precision, AXIS)
+    words = (array[direction] for array in touched[1:])
+    return sampled_softmax_loss(hidden, *table, *words, config.train.precision)
+
+
+def loss_gradients(config: Config, parameters: dict[str, Any], inputs: LossInputs) -> tuple[dict, jax.Array, State]:
     """Gradients of `loss`, averaged over devices, the losses [2] of both directions, and the LSTM state."""
-    of_parameters = jax.grad(lambda parameters: loss(config, step, parameters, *inputs), has_aux=True)
-    gradients, (losses, lstm_state) = of_parameters(parameters)
+    differentiate = jax.grad(lambda parameters: loss(config, parameters, inputs), has_aux=True)
+    gradients, (losses, lstm_state) = differentiate(parameters)
     if is_split(config):  # each device has the sum of its words' gradients
         own = jax.tree.map(lambda gradient: gradient / lax.axis_size(AXIS), gradients["softmax"])
         shared, losses = lax.pmean((gradients["bilm"], losses), AXIS)
@@ -209,7 +224,7 @@ def train_step(
     state: TrainState,
     lstm_state: State,
     batch: Batch,
-    rows: jax.Array,
+    row_ids: jax.Array,
     negatives: Negatives | None,
 ) -> tuple[TrainState, State, Metrics]:
     """One step on one device's rows; devices meet over the mapped axis AXIS.
@@ -218,57 +233,51 @@ def train_step(
     rows that the step touches are gathered, differentiated, updated and scattered back; Adagrad leaves the others as
     they are, so this is exactly the dense update.
 
-    lstm_state leaves [b, ..]; batch without its device axis; rows int32 [b] are the rows' numbers among those of all
+    lstm_state leaves [b, ..]; batch without its device axis; row_ids int32 [b], numbers of the rows among those of all
     devices; negatives None: full softmax.
     """
-    train, vocabulary_size = config.train, len(state.parameters["softmax"]["weight"])
-    of_softmax = softmax_rows(batch, negatives, vocabulary_size)
-    parameters = of_softmax.select(state.parameters, 0.0)
-    gradients, losses, lstm_state = loss_gradients(
-        config, state.step, parameters, lstm_state, batch, rows, negatives, of_softmax, vocabulary_size
-    )
+    train = config.train
+    touched = touched_words(batch, negatives, len(state.parameters["softmax"]["weight"]))
+    parameters = touched.select(state.parameters, 0.0)
+    inputs = LossInputs(state.step, lstm_state, batch, row_ids, touched)
+    gradients, losses, lstm_state = loss_gradients(config, parameters, inputs)
     norm = global_norm(config, gradients)
     clipped = jax.tree.map(lambda gradient: gradient * jnp.minimum(1.0, train.clip_norm / norm), gradients)
-    sums = optax.ScaleByRssState(of_softmax.select(state.accumulators, 1.0))
+    sums = optax.ScaleByRssState(touched.select(state.accumulators, 1.0))
     updates, sums = optax.scale_by_rss(eps=0.0).update(clipped, sums)
     parameters = jax.tree.map(lambda value, update: value - train.learning_rate * update, parameters, updates)
     state = TrainState(
         state.step + 1,
-        of_softmax.merge(state.parameters, parameters),
-        of_softmax.merge(state.accumulators, sums.sum_of_squares),
+        touched.merge(state.parameters, parameters),
+        touched.merge(state.accumulators, sums.sum_of_squares),
     )
     return state, lstm_state, Metrics(losses, norm)
 
 
 def step_on_devices(config: Config, donate: bool = True) -> Callable:
-    """`train_step` on all devices: (state, LSTM state, batch, rows, negatives) → (state, LSTM state, metrics).
+    """`train_step` on all devices: (state, LSTM state, batch, row_ids, negatives) → (state, LSTM state, metrics).
 
-    state as `place` makes it; leaves of the LSTM state [devices, b, ..], rows [devices, b]. With `donate` the states
-    that go in are used up. `lower` is that of the compiled program.
+    state as `place` makes it; leaves of the LSTM state [devices, b, ..], row_ids [devices, b]. With `donate` the
+    states that go in are used up. `lower` is that of the compiled program.
     """
     axes = softmax_axes(is_split(config))
-    of_state = TrainState(None, axes, axes)
+    state_axes = TrainState(None, axes, axes)
 
-    def leaves(state, *inputs):
-        state, *rest = train_step(config, state, *inputs)
-        return (state.step, *(tree[part] for tree in state[1:] for part in axes)), *rest
+    def leaves(state, lstm_state, batch, row_ids, negatives):
+        state, lstm_state, metrics = train_step(config, state, lstm_state, batch, row_ids, negatives)
+        return (state.step, *(tree[part] for tree in state[1:] for part in axes)), lstm_state, metrics
 
-    of_leaves = None, *axes.values(), *axes.values()
-    in_axes, out_axes = (of_state, 0, 0, 0, None), (of_leaves, 0, None)
+    leaf_axes = None, *axes.values(), *axes.values()
+    in_axes, out_axes = (state_axes, 0, 0, 0, None), (leaf_axes, 0, None)
     program = parallel(leaves, in_axes, out_axes, donate=(0, 1) if donate else ())
 
-    def step(*inputs):
-        (number, *trees), lstm_state, metrics = program(*inputs)
+    def step(state, lstm_state, batch, row_ids, negatives):
+        (number, *trees), lstm_state, metrics = program(state, lstm_state, batch, row_ids, negatives)
         parameters, accumulators = (dict(zip(axes, part, strict=True)) for part in (trees[:2], trees[2:]))
         return TrainState(number, parameters, accumulators), lstm_state, metrics
 
     step.lower = program.lower
     return step
-
-
-def softmax_axes(split: bool) -> dict[str, int | None]:
-    """Axis of the devices in each part of the parameters."""
-    return {"bilm": None, "softmax": 0 if split else None}
 
 
 # What the places without a word hold where the vocabulary is split: no probability, no gradient.
@@ -287,7 +296,7 @@ def place(config: Config, state: TrainState) -> TrainState:
     return TrainState(replicate(state.step), split(state.parameters, NO_WORD), split(state.accumulators, sums))
 
 
-def whole(config: Config, state: TrainState, vocabulary_size: int) -> TrainState:
+def to_host(config: Config, state: TrainState, vocabulary_size: int) -> TrainState:
     """The inverse of `place`: NumPy arrays; every process calls it."""
     if not is_split(config):
         return fetch(state)

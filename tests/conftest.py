@@ -6,6 +6,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 import contextlib
 import json
+import socket
 import tempfile
 from pathlib import Path
 
@@ -134,14 +135,33 @@ def place_on(devices: int, config, state):
     return training.TrainState(state.step, split(state.parameters, training.NO_WORD), split(state.accumulators, sums))
 
 
-def whole_from(devices: int, config, state, vocabulary_size: int):
-    """`training.whole`; so many devices must have the same of what they share."""
+def to_host(devices: int, config, state, vocabulary_size: int):
+    """`training.to_host`; so many devices must have the same of what they share."""
     split = training.is_split(config)
     for leaf in jax.tree.leaves((state.parameters["bilm"], state.accumulators["bilm"]) if split else state):
         shards = [np.asarray(shard.data) for shard in leaf.addressable_shards]
         assert len(shards) == devices
         assert all((shard == shards[0]).all() for shard in shards)
-    return training.whole(config, state, vocabulary_size)
+    return training.to_host(config, state, vocabulary_size)
+
+
+def fails(main, arguments, message, capsys):
+    """The script ends with exit code 2 and one line on stderr that has the message."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert end.value.code == 2
+    assert printed[-1].startswith("error: ")
+    assert message in printed[-1]
+    assert not any("Traceback" in line for line in printed)
+
+
+def free_port() -> int:
+    """A port that processes can join at."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
 
 
 def metrics(workdir):

@@ -8,7 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, TOLERANCE, metrics, place_on, relative_error, script_environment, whole_from
+from conftest import ROOT, TOLERANCE, metrics, place_on, relative_error, script_environment, to_host
 from etils import epath
 
 import elmo_jax
@@ -60,7 +60,7 @@ def test_one_more_step(golden, tmp_path, trace):
         [*map(str, command + options), "--train.log_every", "1"], cwd=ROOT, check=True, env=script_environment(2)
     )
     checkpoints = Checkpoints(epath.Path(workdir / "checkpoints"))
-    state = whole_from(2, config, state, len(vocabulary))
+    state = to_host(2, config, state, len(vocabulary))
     like = Checkpoint(0, state, zero_state(model, 6), {})
     found = checkpoints.restore(like, 6)
     checkpoints.close()

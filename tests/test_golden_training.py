@@ -7,14 +7,14 @@ import h5py
 import jax
 import numpy as np
 import pytest
-from conftest import GOLDEN, TOLERANCE, place_on, relative_error, whole_from
+from conftest import GOLDEN, TOLERANCE, place_on, relative_error, to_host
 
 from elmo_jax import training
 from elmo_jax.config import Config, TrainConfig, from_options
 from elmo_jax.convert import tree_of, variable_names
 from elmo_jax.corpus import Corpus, sentences
 from elmo_jax.evaluation import evaluator
-from elmo_jax.losses import full_softmax_loss, sampled_softmax_loss
+from elmo_jax.losses import full_softmax_loss, sampled_softmax_loss, softmax_axes
 from elmo_jax.model import zero_state
 from elmo_jax.parallel import fetch, gather, gather_words, parallel
 from elmo_jax.streams import LanguageModelStream, make_batch, word_table
@@ -80,26 +80,26 @@ def test_replay(folder, tmp_path):
     rows = trace["token_ids"].shape[1]
     devices = rows // options["batch_size"]
     step = training.step_on_devices(config, donate=False)
-    whole = training.init_state(read_tree(folder / "initial.npz", model))
-    size = len(whole.parameters["softmax"]["bias"])
-    state = place_on(devices, config, whole)
+    initial = training.init_state(read_tree(folder / "initial.npz", model))
+    size = len(initial.parameters["softmax"]["bias"])
+    state = place_on(devices, config, initial)
     lstm_state = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, leaf.shape[-1]), zero_state(model, rows))
-    row_numbers = np.arange(rows, dtype=np.int32).reshape(devices, -1)
+    row_ids = np.arange(rows, dtype=np.int32).reshape(devices, -1)
 
-    def first_gradients(parameters, lstm_state, batch, rows):
-        softmax = training.softmax_rows(batch, None, size)
-        inputs = config, np.int32(0), parameters, lstm_state, batch, rows, None, softmax, size
-        gradients = training.loss_gradients(*inputs)[0]
+    def first_gradients(parameters, lstm_state, batch, row_ids):
+        touched = training.touched_words(batch, None, size)
+        inputs = training.LossInputs(np.int32(0), lstm_state, batch, row_ids, touched)
+        gradients = training.loss_gradients(config, parameters, inputs)[0]
         return gradients["bilm"], gradients["softmax"]
 
-    first = state.parameters, lstm_state, recorded_batch(trace, 0, devices), row_numbers
-    bilm, softmax = parallel(first_gradients, (training.softmax_axes(True), 0, 0, 0), (None, 0))(*first)
+    first = state.parameters, lstm_state, recorded_batch(trace, 0, devices), row_ids
+    bilm, softmax = parallel(first_gradients, (softmax_axes(True), 0, 0, 0), (None, 0))(*first)
     gradients = {"bilm": fetch(bilm), "softmax": gather_words(softmax, size)}
     assert worst(gradients, read_tree(folder / "gradients_step0.npz", model)) < TOLERANCE
 
     losses, norms, per_direction = [], [], []
     for number in range(len(trace["loss"])):
-        state, lstm_state, metrics = step(state, lstm_state, recorded_batch(trace, number, devices), row_numbers, None)
+        state, lstm_state, metrics = step(state, lstm_state, recorded_batch(trace, number, devices), row_ids, None)
         metrics = fetch(metrics)
         losses.append(metrics.loss)
         norms.append(metrics.gradient_norm)
@@ -108,7 +108,7 @@ def test_replay(folder, tmp_path):
     assert relative_error(norms, trace["gradient_norm"]) < TOLERANCE
     assert relative_error(per_direction, trace["loss_per_direction"].mean(1)) < TOLERANCE
 
-    state = whole_from(devices, config, state, size)
+    state = to_host(devices, config, state, size)
     assert worst(state.parameters, read_tree(folder / "final.npz", model)) < TOLERANCE
     assert worst(state.accumulators, read_tree(folder / "final_adagrad_accumulator.npz", model)) < TOLERANCE
     final = np.load(folder / "final_lstm_state.npz")

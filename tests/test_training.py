@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import SMALL, TOLERANCE, place_on, relative_error, whole_from
+from conftest import SMALL, TOLERANCE, place_on, relative_error, to_host
 
 from benchmarks import operations
 from elmo_jax import training
@@ -52,7 +52,7 @@ def train(config, devices, steps):
         negatives = training.draw_negatives(config, len(VOCABULARY), number) if sampled else None
         state, lstm_state, metrics = step(state, lstm_state, next(stream), rows, negatives)
         losses.append(np.asarray(metrics.losses.addressable_data(0)))
-    state = whole_from(devices, config, state, len(VOCABULARY))
+    state = to_host(devices, config, state, len(VOCABULARY))
     return np.array(losses), state, jax.tree.map(lambda leaf: np.asarray(leaf).reshape(ROWS, -1), lstm_state)
 
 

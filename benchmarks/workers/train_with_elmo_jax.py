@@ -53,7 +53,7 @@ softmax = init_softmax(keys[1], model, len(vocabulary))
 state = training.place(config, training.init_state({"bilm": init_bilm(keys[0], model), "softmax": softmax}))
 del softmax
 lstm_state = parallel.shard(zero_state(model, asked["rows"]))
-rows = np.arange(asked["rows"], dtype=np.int32)[None]
+row_ids = np.arange(asked["rows"], dtype=np.int32)[None]
 ahead = prefetch(inputs())
 step = training.step_on_devices(config)
 
@@ -66,7 +66,7 @@ def run(steps):
         begin = time.perf_counter()
         batch, negatives = next(ahead)
         waited.append(time.perf_counter() - begin)
-        state, lstm_state, metrics = step(state, lstm_state, batch, rows, negatives)
+        state, lstm_state, metrics = step(state, lstm_state, batch, row_ids, negatives)
         losses.append(metrics.loss)
         seconds.append(time.perf_counter() - begin)
     return {"seconds": seconds, "waited": waited, "losses": losses}
@@ -76,24 +76,17 @@ def split(repeats):
     """Seconds of the forward pass alone, and of forward and backward pass."""
     batch, negatives = next(ahead)
 
-    def prepared(state, batch, negatives):
-        of_softmax = training.softmax_rows(batch, negatives, len(vocabulary))
-        return of_softmax, of_softmax.select(state.parameters, 0.0)
+    def arguments(state, lstm_state, batch, row_ids, negatives):
+        touched = training.touched_words(batch, negatives, len(vocabulary))
+        inputs = training.LossInputs(state.step, lstm_state, batch, row_ids, touched)
+        return config, touched.select(state.parameters, 0.0), inputs
 
-    def forward(state, lstm_state, batch, rows, negatives):
-        of_softmax, parameters = prepared(state, batch, negatives)
-        inputs = lstm_state, batch, rows, negatives, of_softmax, len(vocabulary)
-        return training.loss(config, state.step, parameters, *inputs)[0]
-
-    def backward(state, lstm_state, batch, rows, negatives):
-        of_softmax, parameters = prepared(state, batch, negatives)
-        inputs = lstm_state, batch, rows, negatives, of_softmax, len(vocabulary)
-        return training.loss_gradients(config, state.step, parameters, *inputs)[0]
-
+    forward = lambda *given: training.loss(*arguments(*given))[0]
+    backward = lambda *given: training.loss_gradients(*arguments(*given))[0]
     found = {}
     for name, function in (("forward", forward), ("backward", backward)):
         program = parallel.parallel(function, (None, 0, 0, 0, None), 0 if name == "forward" else None)
-        once = lambda program=program: jax.block_until_ready(program(state, lstm_state, batch, rows, negatives))
+        once = lambda program=program: jax.block_until_ready(program(state, lstm_state, batch, row_ids, negatives))
         once()
         found[name] = float(np.median([timed(once) for _ in range(repeats)]))
     return found
