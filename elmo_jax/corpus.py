@@ -1,6 +1,7 @@
 """Where sentences come from: text files, standard input, the built-in text; and a corpus held as numbers."""
 
 import contextlib
+import functools
 import glob
 import gzip
 import heapq
@@ -22,6 +23,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from elmo_jax.config import DataConfig
 from elmo_jax.errors import InputError
 from elmo_jax.files import matching
 from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, Vocabulary, character_ids
@@ -224,3 +226,26 @@ class Corpus:
     def characters(self, max_characters: int) -> np.ndarray:
         """Character ids uint16 [types, max_characters] of every word type."""
         return character_ids(self.words, max_characters)
+
+
+def read_corpora(
+    data: DataConfig, of_run: Vocabulary | None, of_init: Vocabulary | None = None
+) -> tuple[Corpus, Corpus | None]:
+    """The training and the held-out text.
+
+    The vocabulary is that of the run that goes on; of a new run data.vocab, else that of the model that it starts
+    from, else counted.
+    """
+    if not data.train:
+        raise InputError("data.train is not given; give --data.train FILE_OR_GLOB, or builtin for the built-in text")
+    train = functools.partial(sentences, data.train, "--data.train")
+    given = None
+    if data.vocab is not None and (of_run is None or epath.Path(data.vocab).exists()):
+        given = Vocabulary.load(epath.Path(data.vocab))
+    if of_run is not None and given is not None and given.words != of_run.words:
+        raise InputError(f"{data.vocab} is not the vocabulary that the run began with; leave --data.vocab out to go on")
+    vocabulary = of_run or given or of_init or Vocabulary.from_counts(WordCounts(train(progress="counting words")))
+    held_out = data.heldout or (data.train if data.train == (BUILTIN,) else ())
+    text = sentences(held_out, "--data.heldout", heldout=True, progress="reading")
+    heldout = Corpus(text, vocabulary, " ".join(held_out)) if held_out else None
+    return Corpus(train(progress="reading"), vocabulary, " ".join(data.train)), heldout

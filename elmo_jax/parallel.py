@@ -1,7 +1,6 @@
 """Data parallelism over devices and processes: the only file that knows pmap."""
 
 import os
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,9 +79,27 @@ def barrier(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
-def on_all(flag: bool) -> bool:
-    """Whether `flag` is true on every process."""
+def all_agree(flag: bool) -> bool:
+    """Whether `flag` is true on every process; every process calls it."""
     return bool(np.min(multihost_utils.process_allgather(np.int32(flag))))
+
+
+def gather_values(values: list[int]) -> list[list[int]]:
+    """The values below 2³² that each process has, equally many on all; every process calls it."""
+    gathered = multihost_utils.process_allgather(np.array(values, np.uint32))
+    return np.reshape(gathered, (-1, len(values))).tolist()
+
+
+def check_same(checksums: dict[str, int]) -> None:
+    """Raises InputError, on all processes, where one has another checksum than the first."""
+    everyones = gather_values(list(checksums.values()))
+    for number, name in enumerate(checksums):
+        others = [process for process, values in enumerate(everyones) if values[number] != everyones[0][number]]
+        if others:
+            raise InputError(
+                f"process {', '.join(map(str, others[:10]))} has another {name} than process 0; start the same "
+                "command, with the same files and the same software, on all hosts"
+            )
 
 
 def stop_requested(step: int) -> bool:
@@ -93,6 +110,11 @@ def stop_requested(step: int) -> bool:
 def is_distributed() -> bool:
     """Whether `initialize` has joined this process to others (it may be the only one of its cluster)."""
     return jax.distributed.is_initialized()
+
+
+def has_peers() -> bool:
+    """Whether there are other processes."""
+    return is_distributed() and jax.process_count() > 1
 
 
 def device_count() -> int:
@@ -222,17 +244,3 @@ def take_own_rows(tree: Any) -> Any:
         return np.concatenate([np.asarray(shard.data) for shard in shards])
 
     return jax.tree.map(take, tree)
-
-
-def row_checksums(tree: Any) -> list[int]:
-    """CRC-32 of each of this process' rows, given its NumPy arrays [rows, ..]."""
-    leaves = jax.tree.leaves(tree)
-    checksums = [0] * len(leaves[0])
-    for leaf in leaves:
-        checksums = [zlib.crc32(np.ascontiguousarray(row), crc) for row, crc in zip(leaf, checksums, strict=True)]
-    return checksums
-
-
-def from_all(values: list[int]) -> list[int]:
-    """What every process has for its rows, in the order of all rows; every process calls it."""
-    return np.ravel(multihost_utils.process_allgather(np.array(values, np.uint32))).tolist()

@@ -1,10 +1,13 @@
-"""A training run's folder: config.json, metrics.jsonl, checkpoints/, model/, profile/."""
+"""A training run's folder: config.json, vocab.txt, metrics.jsonl, checkpoints/, model/, profile/."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import shutil
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,17 @@ from etils import epath
 
 from elmo_jax.config import Config, from_json, to_json
 from elmo_jax.errors import InputError
-from elmo_jax.files import is_remote, writing
+from elmo_jax.files import is_remote, read_json, writing
+from elmo_jax.vocabulary import Vocabulary
 
 # Fields that a run may change when it goes on: they do not touch what a step computes. The number of rows is fixed
-# when a run starts (it is `rows` in config.json), so batch_size may follow the number of devices.
-FREE = {f"train.{name}" for name in ("steps", "batch_size", "checkpoint_every", "eval_every", "log_every", "profile")}
+# when a run starts (it is `rows` in config.json), so batch_size may follow the number of devices; of the text its
+# content counts, not where it lies.
+FREE = {
+    *(f"train.{name}" for name in ("steps", "epochs", "batch_size", "checkpoint_every", "eval_every", "log_every")),
+    *("train.profile", "data.train", "data.heldout", "data.vocab"),
+}
+MOST_ROWS = 10**7
 
 
 class Workdir:
@@ -31,22 +40,57 @@ class Workdir:
         self.metrics = path / "metrics.jsonl"
         self._unwritten: list[str] = []
 
-    def check(self, config: Config, devices: int) -> int:
-        """Rows of the run on all devices: those of a new run, or of the one that is here, if its config agrees."""
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other runs out of the folder as long as this one lives; not in object stores, which cannot lock.
+
+        Makes the folder, and takes it away again if nothing has come into it.
+        """
+        if is_remote(self.path) or not self.writes:
+            yield
+            return
+        lock = Path(self.path) / "lock"
+        made = [folder for folder in (lock.parent, *lock.parent.parents) if not folder.exists()]
         try:
-            if not self.config.exists():
-                if self.path.exists() and any(self.path.iterdir()):
-                    raise InputError(f"{self.path} holds files but no config.json; give a new folder, or that of a run")
-                return config.train.batch_size * devices
-            saved = json.loads(self.config.read_text())
-            rows, before = saved["rows"], from_json(saved)
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = _lock(lock)
+        except OSError as error:
+            raise InputError(f"cannot write to {self.path} ({error}); give another --workdir") from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            os.close(descriptor)
+            with contextlib.suppress(OSError):  # it holds something
+                for folder in made:
+                    folder.rmdir()
+
+    def saved(self) -> dict[str, Any] | None:
+        """What config.json holds; None if this is a new folder."""
+        try:
+            if self.config.exists():
+                return read_json(self.config)
+            if self.path.exists() and any(file.name != "lock" for file in self.path.iterdir()):
+                raise InputError(f"{self.path} holds files but no config.json; give a new folder, or that of a run")
         except (OSError, ImportError) as error:
             raise InputError(f"cannot read {self.path} ({error}); give another --workdir") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self.config} is not the config of a run ({error!r}); give another --workdir") from None
+        return None
+
+    def check(self, config: Config, devices: int) -> int:
+        """Rows of the run on all devices: those of a new run, or of the one that is here, if its config agrees."""
+        saved = self.saved()
+        if saved is None:
+            return config.train.batch_size * devices
+        before, rows = from_json(saved, str(self.config)), saved.get("rows")
+        if type(rows) is not int or not 0 < rows <= MOST_ROWS:
+            raise InputError(f"{self.config} has rows {str(rows)[:30]!r}; it must be a number from 1 to {MOST_ROWS}")
         changes = [change for change in differences(before, config) if change.split()[0] not in FREE]
         if not before.data.train:  # a converted run: the first command that goes on with it says on what text
             changes = [change for change in changes if not change.startswith("data.")]
+        if config.train.batch_size != before.train.batch_size and config.train.batch_size * devices != rows:
+            changes.append(
+                f"train.batch_size is {config.train.batch_size} on {devices} devices, was {rows} rows in all"
+            )
         if changes:
             raise InputError(
                 f"{self.path} holds a run with another config: {'; '.join(changes)}. "
@@ -59,38 +103,64 @@ class Workdir:
             )
         return rows
 
-    def create(self, config: Config, rows: int, text: dict[str, Any] | None) -> None:
+    def vocabulary(self) -> Vocabulary | None:
+        """The vocabulary that the run began with."""
+        files = (self.path / "vocab.txt", self.model / "vocab.txt")
+        return next((Vocabulary.load(file) for file in files if self.config.exists() and file.exists()), None)
+
+    def create(self, config: Config, rows: int, vocabulary: Vocabulary, text: dict[str, Any] | None) -> None:
         """Writes config.json; the text and the vocabulary must be those that the run began with, if it has begun."""
-        if self.config.exists():
-            before = json.loads(self.config.read_text()).get("text")
-            if before not in (None, text):
-                raise InputError(
-                    f"the text or the vocabulary is not that of the run in {self.path}: "
-                    f"{text}, was {before}. Give the same text to go on, or another --workdir for a new run"
-                )
+        before = (self.saved() or {}).get("text") or {}
+        others = [f"{name} {text.get(name)}, was {value}" for name, value in before.items() if text.get(name) != value]
+        if others:
+            raise InputError(
+                f"the text or the vocabulary is not that of the run in {self.path}: {'; '.join(others)}. "
+                "Give the same text to go on, or another --workdir for a new run"
+            )
         if self.writes:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InputError(f"cannot write to {self.path} ({error}); give another --workdir") from None
+            vocabulary.save(self.path / "vocab.txt")
             self._write(self.config, json.dumps({"rows": rows, "text": text} | to_json(config), indent=1) + "\n")
 
     def converted(self) -> bool:
         """Whether this is a converted model that has not been trained here."""
         return self.model.exists() and not self.metrics.exists()
 
-    def keep_metrics(self, step: int | None) -> None:
-        """Drops the lines of steps after `step`, which the run is about to repeat (None: all lines)."""
+    def check_new(self, first_saved: int) -> None:
+        """Raises InputError if there was a checkpoint (one was due after `first_saved` steps), as now there is none."""
+        damaged = self.path / "damaged"
+        steps = [line["step"] for line in self.lines()]
+        if self.model.exists() or (damaged.exists() and any(damaged.iterdir())) or max(steps, default=0) > first_saved:
+            raise InputError(
+                f"{self.path} holds a run that was trained (to step {max(steps, default=0)}) but no checkpoints; "
+                "bring back checkpoints/, or give another --workdir for a new run"
+            )
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The whole lines of metrics.jsonl; what a kill or damage has left of others is passed over."""
+        if not self.metrics.exists():
+            return []
+        lines = []
+        for text in self.metrics.read_bytes().split(b"\n")[:-1]:
+            with contextlib.suppress(ValueError, RecursionError):
+                line = json.loads(text)
+                if isinstance(line, dict) and isinstance(line.get("step"), int):
+                    lines.append(line)
+        return lines
+
+    def keep_metrics(self, step: int) -> None:
+        """Drops the lines of steps after `step`, which the run is about to repeat."""
         if self.writes and self.metrics.exists():
-            kept = []
-            for line in self.metrics.read_text().splitlines(keepends=True):
-                try:
-                    whole = json.loads(line)["step"] <= (-1 if step is None else step)
-                except (ValueError, KeyError, TypeError):
-                    whole = False  # the run was killed while it wrote this line
-                if whole and line.endswith("\n"):
-                    kept.append(line)
+            kept = [json.dumps(line) + "\n" for line in self.lines() if line["step"] <= step]
             self._write(self.metrics, "".join(kept))
+
+    def heldout_perplexities(self) -> dict[int, float]:
+        """The measured perplexity of held-out text by step."""
+        lines = [line for line in self.lines() if isinstance(line.get("heldout_perplexity"), float)]
+        return {line["step"]: line["heldout_perplexity"] for line in lines}
 
     def log(self, **values: Any) -> None:
         """Adds a line to metrics.jsonl; numbers that are not finite become null."""
@@ -128,6 +198,27 @@ class Workdir:
     def _write(file: epath.Path, text: str) -> None:
         with writing(file) as partial:
             partial.write_text(text, encoding="utf-8")
+
+
+def _lock(path: Path) -> int:
+    """The descriptor that holds the lock until it is closed, or its process dies."""
+    import fcntl  # not on Windows
+
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(lock, 200).decode("utf-8", "replace") or "another process"
+            os.close(lock)
+            raise InputError(
+                f"{owner} is training in {path.parent}; wait until it has ended, or give another --workdir"
+            ) from None
+        if path.exists() and os.path.samestat(os.fstat(lock), path.stat()):
+            os.truncate(lock, 0)
+            os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            return lock
+        os.close(lock)  # the run before has just taken its lock away
 
 
 def differences(before: Config, now: Config) -> list[str]:

@@ -2,14 +2,13 @@
 
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, TOLERANCE, metrics, relative_error, same_file, script_environment, write_project
+from conftest import ROOT, TOLERANCE, free_port, metrics, relative_error, same_file, script_environment, write_project
 
 pytestmark = pytest.mark.slow
 
@@ -32,9 +31,7 @@ def finish(process, code=0):
 
 def distributed(project, workdir, processes, devices, *options):
     """Processes that train together."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = f"localhost:{free_port()}"
     joined = lambda number: (
         *("--distributed.coordinator_address", address, "--distributed.num_processes", processes),
         *("--distributed.process_id", number, "--distributed.heartbeat_seconds", 10),

@@ -15,6 +15,7 @@ from conftest import (
     ROOT,
     SENTENCES,
     SMALL,
+    fails,
     metrics,
     random_weights,
     same_file,
@@ -27,10 +28,10 @@ import elmo_jax
 import embed
 import train
 from elmo_jax import __main__ as tools
+from elmo_jax import pretraining
 from elmo_jax.corpus import Corpus, sentences
-from elmo_jax.embedding import start_state
 from elmo_jax.evaluation import evaluator
-from elmo_jax.model import zero_state
+from elmo_jax.model import start_state, zero_state
 from elmo_jax.streams import LanguageModelStream, word_table
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import read_folder, write_arrays
@@ -60,7 +61,13 @@ def test_profile_is_a_trace_of_the_steps(project, tmp_path):
 
 def test_a_run_leaves_what_is_promised(project):
     run = project / "run"
-    assert {path.name for path in run.iterdir()} == {"config.json", "metrics.jsonl", "checkpoints", "model"}
+    assert {path.name for path in run.iterdir()} == {
+        "config.json",
+        "vocab.txt",
+        "metrics.jsonl",
+        "checkpoints",
+        "model",
+    }
     assert {path.name for path in (run / "model").iterdir()} == {
         "options.json", "weights.hdf5", "softmax.hdf5", "vocab.txt"
     }  # fmt: skip
@@ -203,7 +210,7 @@ def test_perplexity(project, capsys, state):
     text = Corpus(sentences([str(project / "heldout.txt")], "TEXT"), folder.vocabulary)
     encode = word_table(text, folder.model).__getitem__
     parameters = {"bilm": folder.parameters, "softmax": folder.softmax}
-    starts = {"carry": None, "zero": zero_state(folder.model), "warm": start_state(folder, "warm")}
+    starts = {"carry": None, "zero": zero_state(folder.model), "warm": start_state(*folder[:3], "warm")}
     evaluate = evaluator(folder.model)
     expected = {
         name: evaluate(parameters, LanguageModelStream(text, 8, 5, encode, devices=4, passes=1), start).both
@@ -226,18 +233,6 @@ def test_nearest(project, tmp_path, capsys):
     assert lines[::2] == ["w1 [w2] w3", "w4 [w2] w3", "w7 w8 [w2]"]
     assert lines[1].endswith("w4 [w2] w3")
     assert lines[3].endswith("w1 [w2] w3")
-
-
-def fails(main, arguments, message, capsys):
-    """The script ends with exit code 2 and one line on stderr that has the message."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    printed = capsys.readouterr().err.strip().splitlines()
-    assert end.value.code == 2
-    assert printed[-1].startswith("error: ")
-    assert message in printed[-1]
-    assert not any("Traceback" in line for line in printed)
 
 
 def test_bad_input_of_train(project, tmp_path, capsys):
@@ -274,7 +269,7 @@ def test_a_workdir_whose_config_differs(project, capsys):
 
 
 def test_rows_that_devices_do_not_divide(project, capsys, monkeypatch):
-    monkeypatch.setattr(train.parallel, "global_device_count", lambda: 3)
+    monkeypatch.setattr(pretraining.parallel, "global_device_count", lambda: 3)
     fails(
         train.main, [project / "mine.py", "--workdir", project / "run"], "8 rows, which cannot be divided by 3", capsys
     )
@@ -294,7 +289,7 @@ def test_help_explains_every_field(capsys):
     assert end.value.code == 0
     shown = capsys.readouterr().out
     for section in ("model", "data", "train"):
-        for field in getattr(train.Config(), section).__dataclass_fields__:
+        for field in getattr(pretraining.Config(), section).__dataclass_fields__:
             assert f"--{section}.{field}" in shown
     assert "Rows per device" in shown
 

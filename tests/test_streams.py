@@ -10,7 +10,7 @@ from elmo_jax.corpus import Corpus
 from elmo_jax.errors import InputError
 from elmo_jax.streams import (
     LanguageModelStream,
-    Rows,
+    Layout,
     Segments,
     SentenceStream,
     character_width,
@@ -27,7 +27,7 @@ TEXT = [list(line) for line in ("abc", "dx", "e", "fghabcdyf", "gh", "ab", "zcab
 
 def lay(lengths, rows, window, **options):
     """Of every window its segments: (row, start, sentence, offset, length, total)."""
-    windows = Rows(rows, window, enumerate(lengths), **options)
+    windows = Layout(rows, window, enumerate(lengths), **options)
     return [list(zip(*(array.tolist() for array in segments), strict=True)) for segments in windows]
 
 
@@ -64,7 +64,7 @@ def test_rows_that_waited_go_on_where_the_window_begins():
 def test_every_position_of_every_sentence_is_there_once(window):
     lengths = np.random.default_rng(0).integers(0, 20, 100).tolist()
     seen = np.zeros((100, 20), int)
-    for segments in Rows(7, window, enumerate(lengths)):
+    for segments in Layout(7, window, enumerate(lengths)):
         filled = np.zeros((7, window), int)
         np.add.at(filled.ravel(), segments.places(window), 1)
         for _, _, sentence, offset, length, total in zip(*segments, strict=True):

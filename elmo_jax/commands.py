@@ -1,0 +1,296 @@
+"""The commands `elmo-jax train | embed | vocab | perplexity | nearest | convert | export`."""
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import Literal
+
+import tyro
+from etils import epath
+from tqdm import tqdm
+
+from elmo_jax.compilation import keep_compiled
+from elmo_jax.config import Precision, from_json
+from elmo_jax.corpus import Corpus, WordCounts, find_files, read_input, sentences
+from elmo_jax.dump import nearest as nearest_in_dump
+from elmo_jax.dump import write_hdf5
+from elmo_jax.elmo import Layers, Mix, StateMode, load
+from elmo_jax.errors import InputError, exit_on_bad_input
+from elmo_jax.files import check_output
+from elmo_jax.model import start_state
+from elmo_jax.streams import LanguageModelStream, word_table
+from elmo_jax.vocabulary import Vocabulary
+from elmo_jax.weights import ModelFolder, read_folder, read_model, write_folder
+
+
+@contextlib.contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Says which extra to install where a package is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = (error.name or "").split(".")[0]
+        raise InputError(f"this needs the package {name}: pip install 'elmo-jax[{extra}]'") from None
+
+
+def train(argv: list[str]) -> None:
+    """Pretrains a model on text, or goes on with a run that was stopped; `elmo-jax train tiny --help` shows more."""
+    with needing("train"):
+        from elmo_jax import parallel, pretraining
+        from elmo_jax.lifecycle import ending_together
+    arguments = pretraining.parse(argv)
+    keep_compiled()
+    parallel.initialize(arguments.distributed)
+    with ending_together():
+        pretraining.run(arguments)
+
+
+def embed(
+    input: str,
+    output: str,
+    model: str | None = None,
+    options: str | None = None,
+    weights: str | None = None,
+    vocab: str | None = None,
+    layers: Layers = "average",
+    state: StateMode = "warm",
+    precision: Precision = "float32",
+    boundaries: bool = False,
+    batch_size: int | None = None,
+    mix_weights: tuple[float, ...] = (),
+    mix_gamma: float = 1.0,
+) -> None:
+    """Writes the vectors of every line of a text in the HDF5 format of bilm-tf and AllenNLP.
+
+    Dataset "i" holds line i (from 0): [tokens, 2P], or [L + 1, tokens, 2P] with --layers all. A blank line has no
+    tokens, [0, 2P]. The tokens <S> and </S> in a line are read as the boundary marks that they name.
+
+    Args:
+        input: Text file, UTF-8, plain or .gz: a sentence a line, tokens separated by spaces; "-" reads standard input.
+        output: HDF5 file to write; it appears only when it is whole.
+        model: Model folder (options.json, weights.hdf5, perhaps vocab.txt) or training workdir.
+        options: In place of --model: the model's options.json, with --weights.
+        weights: In place of --model: the model's weights.hdf5, with --options.
+        vocab: With --options and --weights: vocabulary, for models without characters.
+        layers: Average of all layers, the top layer, all layers, or their mix by --mix_weights.
+        state: LSTM state at the beginning of a sentence: a fixed warm state, zero, or carried on from the sentence
+            before in the same row (bilm-tf's stateful behaviour).
+        precision: Inputs of the matrix products, which are summed in float32.
+        boundaries: Keep the vectors of the boundaries <S> and </S>.
+        batch_size: Rows of sentences read at a time; by default chosen by the length of the text.
+        mix_weights: With --layers mix: a number for each layer, word vectors first; a softmax makes them sum to 1.
+        mix_gamma: With --layers mix: factor of the sum.
+    """
+    text = [] if input == "-" else [input]
+    check_output(output, *text, *_model_files(model, options, weights, vocab))
+    elmo = load(model, options=options, weights=weights, vocab=vocab)
+    mix = Mix(mix_weights, mix_gamma) if mix_weights else None
+    lines, written = itertools.tee(read_input(input))
+    vectors = elmo.embed_iter(
+        lines, layers=layers, state=state, precision=precision, boundaries=boundaries, batch_size=batch_size, mix=mix
+    )
+    write_hdf5(output, written, tqdm(vectors, "embedding", unit=" sentences"))
+
+
+def _model_files(model: str | None, *files: str | None) -> list[str]:
+    """The files that a model is read from."""
+    given = [file for file in files if file is not None]
+    folder = epath.Path(model) if model is not None else None
+    if folder is not None and folder.is_dir():
+        given += [str(file) for file in (*folder.iterdir(), *(folder / "model").glob("*"))]
+    return given
+
+
+def vocab(
+    text: tyro.conf.Positional[tuple[str, ...]],
+    output: str,
+    max_size: int | None = None,
+    min_count: int = 1,
+    max_characters: int = 50,
+) -> None:
+    """Counts the words of a text and writes a vocabulary: <S>, </S>, <UNK>, then the words, most frequent first.
+
+    Args:
+        text: Text files or globs, plain or .gz, tfds:DATASET/SPLIT, or "builtin".
+        output: File to write, a word a line.
+        max_size: Words to keep at most, the three special ones included.
+        min_count: Leave out words that occur less often.
+        max_characters: Limit of the model, begin and end of word included, for the report of words that it cuts.
+    """
+    if max_size is not None and max_size < 3:
+        raise InputError(f"max_size is {max_size}; it must be 3 or more, for <S>, </S> and <UNK>")
+    files = [name for name in text if name != "builtin" and not name.startswith("tfds:")]
+    check_output(output, *map(str, find_files(files, "TEXT")))
+    counts = WordCounts(sentences(text, "TEXT", progress="counting words"))
+    if not counts.tokens:
+        raise InputError(f"{' '.join(text)} has no words; give text with a sentence a line, tokens separated by spaces")
+    vocabulary = Vocabulary.from_counts(counts, max_size, min_count)
+    vocabulary.save(epath.Path(output))
+    words = known = covered = cut = 0
+    for word, count in counts:
+        words += 1
+        if word in vocabulary.index:
+            known, covered = known + 1, covered + count
+        cut += len(word.encode("utf-8")) > max_characters - 2
+    print(
+        f"{len(vocabulary):,} words: <S>, </S>, <UNK> and {known:,} of the text's {words:,}, which cover "
+        f"{covered / counts.tokens:.2%} of its {counts.tokens:,} tokens; {cut / words:.2%} of the text's words are "
+        f"longer than {max_characters - 2} bytes and would be cut"
+    )
+
+
+def perplexity(
+    input: str,
+    model: str | None = None,
+    options: str | None = None,
+    weights: str | None = None,
+    vocab: str | None = None,
+    softmax: str | None = None,
+    state: Literal["carry", "zero", "warm"] = "carry",
+    precision: Precision = "float32",
+    batch_size: int = 32,
+    window: int = 32,
+) -> None:
+    """Measures the perplexity of a text, over every token, by the full softmax.
+
+    Args:
+        input: Text file or glob, or "builtin" for the held-out tenth of the built-in text.
+        model: Model folder with vocab.txt and softmax.hdf5, or training workdir.
+        options: In place of --model: the model's options.json, with --weights, --vocab and --softmax.
+        weights: In place of --model: the model's weights.hdf5.
+        vocab: In place of --model: the model's vocabulary.
+        softmax: In place of --model: the model's softmax.hdf5.
+        state: LSTM state at the beginning of a sentence: carried on within a row (as in training), zero, or warm.
+        precision: Inputs of the matrix products.
+        batch_size: Rows of sentences, on all devices together.
+        window: Positions read at a time.
+    """
+    with needing("train"):
+        from elmo_jax.evaluation import evaluator
+        from elmo_jax.parallel import device_count, replicate
+    devices = device_count()
+    if batch_size < 1 or batch_size % devices:
+        raise InputError(f"batch_size is {batch_size}, which cannot be divided by {devices} devices; give a multiple")
+    if window < 1:
+        raise InputError(f"window is {window}; it must be 1 or more")
+    folder = _read_model(model, options, weights, vocab, softmax)
+    if folder.softmax is None or folder.vocabulary is None:
+        raise InputError(f"{model or weights} has no softmax.hdf5 (with its vocab.txt); perplexity needs it")
+    corpus = Corpus(sentences((input,), "--input", heldout=True, progress="reading"), folder.vocabulary, input)
+    parameters = replicate({"bilm": folder.parameters, "softmax": folder.softmax})
+    encode = word_table(corpus, folder.model).__getitem__
+    batches = LanguageModelStream(corpus, batch_size, window, encode, devices=devices, passes=1)
+    begin = None
+    if state != "carry":
+        begin = start_state(folder.model, folder.parameters, folder.vocabulary, state)
+    evaluate = evaluator(folder.model, precision)
+    result = evaluate(parameters, tqdm(batches, "perplexity", unit=" windows", leave=False), begin)
+    print(
+        f"perplexity {result.both:.3f} (forward {result.forward:.3f}, backward {result.backward:.3f}) "
+        f"over {corpus.tokens:,} tokens, state {state}"
+    )
+
+
+def _read_model(model: str | None, *files: str | None) -> ModelFolder:
+    """A model with its softmax, from a folder or from its files (options, weights, vocab, softmax)."""
+    options, weights, *others = (None if file is None else epath.Path(file) for file in files)
+    if model is not None and not any(files):
+        return read_folder(epath.Path(model), with_softmax=True)
+    if model is None and options is not None and weights is not None:
+        return read_model(options, weights, *others)
+    raise InputError("give --model, or --options and --weights with --vocab and --softmax")
+
+
+def nearest(embeddings: tyro.conf.Positional[str], word: str, neighbours: int = 3) -> None:
+    """Shows, for occurrences of a word in embedded text, the contexts and the other words with the nearest vectors.
+
+    Args:
+        embeddings: HDF5 file that `elmo-jax embed` wrote (one vector a token: not --layers all, no --boundaries).
+        word: The word to look at.
+        neighbours: Contexts, and other words, to show for each occurrence.
+    """
+    if neighbours < 1:
+        raise InputError(f"neighbours is {neighbours}; it must be 1 or more")
+    for occurrence in nearest_in_dump(epath.Path(embeddings), word, neighbours):
+        print(occurrence.context)
+        for similarity, context in itertools.chain(occurrence.same_word, occurrence.other_words):
+            print(f"    {similarity:.3f}  {context}")
+
+
+def convert(
+    source: tyro.conf.Positional[str], dest: tyro.conf.Positional[str], vocab: str, rows: int | None = None
+) -> None:
+    """Converts a TensorFlow checkpoint of bilm-tf into a training workdir: a model to use, and a run to go on with.
+
+    Go on with `elmo-jax train DEST/config.json --workdir DEST --data.train TEXT --train.steps N`. The step and
+    Adagrad's accumulators are kept; the LSTM state, which bilm-tf does not save, begins with zero. Needs TensorFlow.
+
+    Args:
+        source: Folder that bilm-tf saved into: options.json, checkpoint, model.ckpt...
+        dest: Folder to write.
+        vocab: The vocabulary file of the run.
+        rows: Rows on all devices together; by default the batch_size of options.json, which is that of one device.
+    """
+    with needing("train"):
+        from elmo_jax.convert import convert as convert_checkpoint
+    convert_checkpoint(epath.Path(source), epath.Path(dest), epath.Path(vocab), rows)
+    print(f"wrote {dest}")
+
+
+def export(
+    workdir: tyro.conf.Positional[str], output: str | None = None, step: int | None = None, best: bool = False
+) -> None:
+    """Writes a model folder (options.json, weights.hdf5, softmax.hdf5, vocab.txt) from a checkpoint of a run.
+
+    Args:
+        workdir: Folder of the run.
+        output: Folder to write; by default model/ in the workdir.
+        step: Which checkpoint; by default the newest.
+        best: Take the checkpoint with the lowest held-out perplexity.
+    """
+    with needing("train"):
+        from elmo_jax.checkpoint import Checkpoints
+        from elmo_jax.pretraining import checkpoint_shapes
+        from elmo_jax.workdir import Workdir
+    run = Workdir(epath.Path(workdir))
+    saved, vocabulary = run.saved(), run.vocabulary()
+    if saved is None or vocabulary is None:
+        raise InputError(f"{workdir} is not the folder of a training run: it has no config.json and vocab.txt")
+    if best and step is not None:
+        raise InputError("--step and --best exclude each other")
+    config = from_json(saved, str(run.config))
+    with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
+        perplexities = {
+            step: value for step, value in run.heldout_perplexities().items() if step in checkpoints.steps()
+        }
+        choices = sorted(perplexities, key=perplexities.__getitem__) if best else checkpoints.steps()[::-1]
+        if step is None and not choices:
+            raise InputError(f"{workdir} has no checkpoint{' with held-out perplexity' if best else ''} yet")
+        like = checkpoint_shapes(config.model, len(vocabulary))
+        checkpoint = checkpoints.read(choices[0] if step is None else step, like, saved["rows"])
+    folder = run.model if output is None else epath.Path(output)
+    write_folder(folder, config.model, checkpoint.shared_state.parameters, vocabulary)
+    print(f"wrote the model of step {checkpoint.step:,} to {folder}")
+
+
+COMMANDS = {
+    "train": train,
+    "embed": embed,
+    "vocab": vocab,
+    "perplexity": perplexity,
+    "nearest": nearest,
+    "convert": convert,
+    "export": export,
+}
+
+
+@exit_on_bad_input
+def main(argv: list[str]) -> None:
+    """Runs a command line, without the program's name."""
+    if argv[:1] == ["train"]:  # its options' defaults depend on the config that it names
+        train(argv[1:])
+        return
+    keep_compiled()
+    read = functools.partial(tyro.extras.subcommand_cli_from_dict, COMMANDS, prog="elmo-jax", use_underscores=True)
+    read(args=argv)

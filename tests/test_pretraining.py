@@ -1,0 +1,364 @@
+"""What training does beyond a plain run: starting from a model, going on, ending; compiling for other machines."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from conftest import (
+    GOLDEN,
+    ROOT,
+    fails,
+    free_port,
+    metrics,
+    relative_error,
+    same_file,
+    script_environment,
+    write_project,
+)
+
+import train
+from elmo_jax import __main__ as tools
+from elmo_jax import lifecycle, pretraining, training
+from elmo_jax.config import load_config
+from elmo_jax.weights import read_folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A trained run, and another text of the same words and of others."""
+    folder = write_project(tmp_path_factory.mktemp("project"), softmax="full")
+    train.main([str(folder / "mine.py"), "--workdir", str(folder / "run")])
+    words = [f"w{number}" for number in range(30, 60)]
+    generator = np.random.default_rng(1)
+    lines = [" ".join(generator.choice(words, generator.integers(1, 12))) for _ in range(60)]
+    (folder / "other.txt").write_text("\n".join(lines))
+    return folder
+
+
+def heldout(workdir):
+    return [line["heldout_perplexity"] for line in metrics(workdir) if "heldout_perplexity" in line]
+
+
+def test_going_on_from_a_model_with_its_vocabulary(project, tmp_path, capsys):
+    """The first perplexity is that of the model; training improves it; the result is a model folder again."""
+    text = ["--data.train", str(project / "other.txt"), "--data.heldout", str(project / "other.txt")]
+    command = [str(project / "mine.py"), "--workdir", str(tmp_path / "run"), "--init", str(project / "run")]
+    train.main([*command, *text, "--train.steps", "30"])
+    capsys.readouterr()
+    tools.main(["perplexity", "--model", str(project / "run"), "--input", text[1], "--batch_size", "8"])
+    before = float(capsys.readouterr().out.split()[1])
+    measured = heldout(tmp_path / "run")
+    assert relative_error(measured[0], before) < 1e-3
+    assert measured[-1] < 0.9 * measured[0]
+    folders = [read_folder(path, with_softmax=True) for path in (project / "run", tmp_path / "run")]
+    assert folders[0].model == folders[1].model
+    assert folders[0].vocabulary.words == folders[1].vocabulary.words
+    assert folders[1].softmax["weight"].shape == folders[0].softmax["weight"].shape
+
+
+def test_going_on_from_a_model_with_another_vocabulary(project, tmp_path, capsys):
+    """The softmax is fresh, with a message; the rest is the model's."""
+    vocabulary = tmp_path / "vocab.txt"
+    tools.main(["vocab", str(project / "other.txt"), "--output", str(vocabulary)])
+    options = ["--data.train", project / "other.txt", "--data.vocab", vocabulary, "--init", project / "run"]
+    options += ["--train.steps", "1", "--train.learning_rate", "1e-30"]
+    train.main([str(project / "mine.py"), "--workdir", str(tmp_path / "run"), *map(str, options)])
+    assert "--init has another vocabulary: the softmax starts from random weights" in capsys.readouterr().out
+    old, new = (read_folder(path, with_softmax=True) for path in (project / "run", tmp_path / "run"))
+    assert len(new.vocabulary) == 33
+    assert new.softmax["weight"].shape == (33, 7)
+    for module, arrays in old.parameters.items():
+        for name, array in arrays.items():
+            assert relative_error(new.parameters[module][name], array) < 1e-6
+
+
+def test_options_that_contradict_the_model_to_start_from_are_named(project, tmp_path, capsys):
+    command = [project / "mine.py", "--workdir", tmp_path / "run", "--init", project / "run", "--model.cell_dim", "13"]
+    fails(train.main, command, "model.cell_dim is 13, was 11 there; leave these options out", capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_starting_from_two_files(project, tmp_path, capsys):
+    files = [str(project / "run" / "model" / name) for name in ("options.json", "weights.hdf5")]
+    options = ["--train.steps", "1", "--train.learning_rate", "1e-30"]
+    train.main([str(project / "mine.py"), "--workdir", str(tmp_path / "run"), *options, "--init", *files])
+    assert "the softmax starts from random weights" in capsys.readouterr().out
+    with h5py.File(tmp_path / "run" / "model" / "weights.hdf5") as new, h5py.File(files[1]) as old:
+        assert relative_error(new["CNN_proj/W_proj"][()], old["CNN_proj/W_proj"][()]) < 1e-6
+    too_many = [project / "mine.py", "--workdir", tmp_path / "new", "--init", *files, files[0]]
+    fails(train.main, too_many, "--init has 3 paths", capsys)
+
+
+def test_a_folder_without_softmax(project, tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    for name in ("options.json", "weights.hdf5"):
+        (tmp_path / "model" / name).write_bytes((project / "run" / "model" / name).read_bytes())
+    options = ["--init", str(tmp_path / "model"), "--train.steps", "1"]
+    train.main([str(project / "mine.py"), "--workdir", str(tmp_path / "run"), *options])
+    assert "the softmax starts from random weights" in capsys.readouterr().out
+
+
+def test_gs_paths_need_their_extra(capsys, project):
+    """Without gcsfs, one line says what to install."""
+    if any(importlib.util.find_spec(name) for name in ("gcsfs", "tensorflow")):
+        pytest.skip("object stores can be read here")
+    with pytest.raises(SystemExit) as end:
+        train.main([str(project / "mine.py"), "--workdir", "gs://bucket/run"])
+    assert end.value.code == 2
+    assert "install gcsfs" in capsys.readouterr().err
+
+
+def test_distributed_options_go_together(capsys, project, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        train.main([str(project / "mine.py"), "--workdir", str(tmp_path), "--distributed.process_id", "1"])
+    assert end.value.code == 2
+    assert "give all three, or none" in capsys.readouterr().err
+
+
+def command(project, workdir, *options):
+    return [str(project / "mine.py"), "--workdir", str(workdir), *map(str, options)]
+
+
+def test_when_something_is_due():
+    """After 16 steps, at every doubling, then regularly."""
+    due, steps = [], 0
+    while steps < 400:
+        steps = pretraining.next_due(steps, 100)
+        due.append(steps)
+    assert due == [16, 32, 64, 100, 200, 300, 400]
+    assert [pretraining.next_due(step, 3) for step in (0, 2, 3, 17)] == [3, 3, 6, 18]
+    assert pretraining.next_due(16, 20) == 20
+
+
+def test_epochs_in_place_of_steps(project, tmp_path):
+    train.main(command(project, tmp_path, "--train.epochs", "0.4"))
+    config = load_config(str(project / "mine.py"))
+    tokens = sum(len(line.split()) + 1 for line in (project / "train.txt").read_text().splitlines() if line)
+    steps = -(-0.4 * tokens // (8 * config.train.window))
+    assert [line["step"] for line in metrics(tmp_path) if "loss" in line] == list(range(1, int(steps) + 1))
+
+
+def test_the_text_may_have_moved(project, tmp_path, capsys):
+    train.main(command(project, tmp_path / "run", "--train.steps", "2"))
+    for name in ("train", "heldout"):
+        shutil.copy(project / f"{name}.txt", tmp_path / f"moved-{name}.txt")
+    moved = ["--data.train", tmp_path / "moved-train.txt", "--data.heldout", tmp_path / "moved-heldout.txt"]
+    train.main(command(project, tmp_path / "run", *moved))
+    assert metrics(tmp_path / "run")[-1]["step"] == 6
+    (tmp_path / "moved-heldout.txt").write_text("w1 w2")
+    fails(train.main, command(project, tmp_path / "run", *moved, "--train.steps", 7), "heldout_crc32", capsys)
+
+
+def test_a_batch_size_that_contradicts_the_run_is_named(project, tmp_path, capsys):
+    train.main(command(project, tmp_path, "--train.steps", "2"))
+    fails(train.main, command(project, tmp_path, "--train.batch_size", "3"), "was 8 rows in all", capsys)
+    train.main(command(project, tmp_path))
+
+
+def test_another_vocabulary_than_the_run_began_with(project, tmp_path, capsys):
+    train.main(command(project, tmp_path / "run", "--train.steps", "2"))
+    words = (tmp_path / "run" / "vocab.txt").read_text().splitlines()
+    (tmp_path / "vocab.txt").write_text("\n".join(words[::-1]))
+    options = ["--data.vocab", tmp_path / "vocab.txt"]
+    fails(
+        train.main, command(project, tmp_path / "run", *options), "not the vocabulary that the run began with", capsys
+    )
+
+
+def test_the_model_is_there_early_and_is_the_best(project, tmp_path, monkeypatch):
+    """model/ is written at every best held-out perplexity: here the second measurement of three."""
+    measured = iter([90.0, 50.0, 40.0, 45.0])
+    monkeypatch.setattr(pretraining, "evaluator", lambda *_, **__: lambda *_: pretraining_perplexity(next(measured)))
+    train.main(command(project, tmp_path / "run", "--train.eval_every", "2", "--train.checkpoint_every", "1"))
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"4", "5", "6"}
+    for options, step in (([], 6), (["--best"], 4), (["--step", "5"], 5)):
+        tools.main(["export", str(tmp_path / "run"), "--output", str(tmp_path / f"step{step}"), *options])
+    weights = lambda folder: tmp_path / folder / "weights.hdf5"
+    assert same_file(weights("step4"), weights("run/model"))
+    assert not same_file(weights("step5"), weights("run/model"))
+    assert not same_file(weights("step5"), weights("step6"))
+    assert (tmp_path / "step6" / "vocab.txt").read_bytes() == (tmp_path / "run" / "vocab.txt").read_bytes()
+
+
+def pretraining_perplexity(value):
+    from elmo_jax.evaluation import Perplexity
+
+    return Perplexity(value, value, value)
+
+
+def test_bad_input_of_export(project, tmp_path, capsys):
+    fails(tools.main, ["export", tmp_path], "not the folder of a training run", capsys)
+    fails(tools.main, ["export", project / "run", "--step", "4711"], "no checkpoint of step 4711; it has", capsys)
+    fails(tools.main, ["export", project / "run", "--step", "6", "--best"], "exclude each other", capsys)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_end_it_saves_first(project, tmp_path, monkeypatch, number):
+    """At a step where an evaluation is due: the checkpoint is written, the evaluation is made up for afterwards."""
+    draw = training.draw_negatives
+
+    def tell(config, size, step):
+        if step == 3:
+            os.kill(os.getpid(), number)
+        return draw(config, size, step)
+
+    sampled = write_project(tmp_path, eval_every=1)
+    train.main(command(sampled, tmp_path / "alone"))
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "draw_negatives", tell)
+        with pytest.raises(SystemExit) as end:
+            train.main(command(sampled, tmp_path / "run"))
+    assert end.value.code == 128 + number
+    lines = metrics(tmp_path / "run")
+    assert "loss" in lines[-1]  # no measurement came between the step and its checkpoint
+    train.main(command(sampled, tmp_path / "run"))
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "alone")
+    assert same_file(tmp_path / "run/model/weights.hdf5", tmp_path / "alone/model/weights.hdf5")
+
+
+def test_told_to_end_within_an_evaluation(project, tmp_path, monkeypatch):
+    """The evaluation ends at once; what it would have measured is measured when the run goes on."""
+    until_requested = lifecycle.Termination.until_requested
+    calls = []
+
+    def tell(termination, batches):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return until_requested(termination, batches)
+
+    train.main(command(project, tmp_path / "alone"))
+    with monkeypatch.context() as patch:
+        patch.setattr(lifecycle.Termination, "until_requested", tell)
+        with pytest.raises(SystemExit) as end:
+            train.main(command(project, tmp_path / "run"))
+    assert end.value.code == 128 + signal.SIGTERM
+    assert metrics(tmp_path / "run")[-1]["step"] == 3
+    train.main(command(project, tmp_path / "run"))
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "alone")
+
+
+def test_a_second_interrupt_stops_at_once():
+    with lifecycle.Termination() as termination:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert termination.requested(1)
+        assert termination.exit_code == 130
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_everything_is_closed_when_a_step_fails(project, tmp_path, monkeypatch):
+    """A bug in a step: its own traceback, no trace left open, the checkpoint before whole."""
+    step_on_devices = training.step_on_devices
+
+    def failing(config):
+        step = step_on_devices(config)
+        steps = iter(range(3))
+
+        def work(*inputs):
+            if next(steps, None) is None:
+                raise ZeroDivisionError("a bug")
+            return step(*inputs)
+
+        return work
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "step_on_devices", failing)
+        with pytest.raises(ZeroDivisionError, match="a bug"):
+            train.main(command(project, tmp_path, "--train.profile"))
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2", "3"}
+    assert not (tmp_path / "profile").exists()
+    assert not (tmp_path / "lock").exists()
+    train.main(command(project, tmp_path, "--train.profile"))  # a trace can begin again
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+ALONE = """
+import sys
+import jax
+from elmo_jax import commands, training
+sys.path[:0] = ["tests"]
+{patch}
+commands.main(["train", {config!r}, "--workdir", {workdir!r}, "--distributed.coordinator_address", "localhost:{port}",
+    "--distributed.num_processes", "1", "--distributed.process_id", "0"])
+"""
+BUG = """
+def bug(*_, **__):
+    raise ZeroDivisionError("a bug")
+training.step_on_devices = lambda config: bug
+"""
+
+
+def test_a_cluster_of_one_process_reports_errors_as_they_are(project, tmp_path):
+    """As on a TPU VM with one host: a bug has its traceback, nothing is said of processes that were lost."""
+    port = free_port()
+    code = ALONE.format(patch=BUG, config=str(project / "mine.py"), workdir=str(tmp_path), port=port)
+    environment = script_environment() | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert "ZeroDivisionError: a bug" in done.stderr
+    assert "Traceback" in done.stderr
+    assert "lost the other processes" not in done.stderr
+    assert done.returncode == 1
+
+
+LOWER = """
+import functools, sys
+import jax, numpy as np
+from jax import export
+sys.path[:0] = ["tests"]
+from test_training import ROWS, WINDOW, config, corpus, initial_parameters
+from conftest import SMALL
+from elmo_jax import training
+from elmo_jax.model import zero_state
+from elmo_jax.streams import LanguageModelStream, word_table
+assert jax.local_device_count() == 8
+text, settings = corpus(), config(dropout=0.1, precision="bfloat16")
+batch = next(LanguageModelStream(text, 16, WINDOW, word_table(text, SMALL).__getitem__, devices=8))
+lstm_state = jax.tree.map(lambda leaf: leaf.reshape(8, 2, -1), zero_state(SMALL, 16))
+inputs = training.init_state(initial_parameters()), lstm_state, batch, np.arange(16, dtype=np.int32).reshape(8, 2)
+inputs += training.draw_negatives(settings, 43, 1),
+step = training.step_on_devices(settings, donate=False)
+shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), np.asarray(leaf).dtype), inputs)
+for platform in ("tpu", "cuda"):
+    lowered = export.export(jax.jit(lambda *inputs: step(*inputs)), platforms=[platform])(*shapes)
+    print(platform, lowered.nr_devices, "all_reduce" in lowered.mlir_module())
+"""
+
+
+@pytest.mark.slow
+def test_the_step_compiles_for_tpu_and_cuda():
+    """As far as that goes without one: the step of 8 devices lowers for both."""
+    environment = script_environment(8) | {"PYTHONPATH": str(ROOT), "ELMO_GOLDEN": "nowhere"}
+    done = subprocess.run([sys.executable, "-c", LOWER], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["tpu 8 True", "cuda 8 True"]
+
+
+@pytest.mark.slow
+def test_fine_tuning_improves_perplexity_on_new_text(tmp_path):
+    """The tiny model of the built-in text, taken on to English of other kinds."""
+    english = GOLDEN.parent / "english"
+    if not english.is_dir():
+        pytest.skip(f"no text at {english}")
+    run = lambda *options: subprocess.run(
+        [sys.executable, "train.py", "tiny", *map(str, options)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        env=script_environment(),
+    )
+    run("--workdir", tmp_path / "first", "--train.steps", 100)
+    text = ["--data.train", english / "train-00000-of-00010.txt", "--data.heldout", english / "heldout.txt"]
+    run("--workdir", tmp_path / "second", "--init", tmp_path / "first", *text, "--train.steps", 100)
+    before, *_, after = heldout(tmp_path / "second")
+    print(f"held-out perplexity {before:.1f} before, {after:.1f} after")
+    assert after < 0.9 * before
+    assert json.loads((tmp_path / "second" / "config.json").read_text())["text"]["init"] == str(tmp_path / "first")
