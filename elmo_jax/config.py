@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import math
 import runpy
+import types
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from etils import epath
 
-from elmo_jax.errors import InputError
+from elmo_jax.errors import InputError, brief
+from elmo_jax.files import read_json
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -77,6 +80,8 @@ class TrainConfig:
 
     steps: int = 1_000_840
     """Steps in all. The published models: 10 epochs of 768,648,884 tokens at 3 x 128 x 20 a step."""
+    epochs: float | None = None
+    """Passes over the training text, in place of steps."""
     batch_size: int = 128
     """Rows per device; a row is an endless stream of sentences."""
     window: int = 20
@@ -96,9 +101,10 @@ class TrainConfig:
     seed: int = 0
     """Decides initial parameters, order of sentences, negatives and dropout."""
     checkpoint_every: int = 1250
-    """Steps between checkpoints; the last step always has one."""
+    """Steps between checkpoints. The first come sooner, after 16 steps and at every doubling; the last step has one."""
     eval_every: int = 10_000
-    """Steps between measurements of held-out perplexity; it is measured before the first and after the last as well."""
+    """Steps between measurements of held-out perplexity. The first come sooner, before the first step, after 16 and at
+    every doubling; the last step has one."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
     profile: bool = False
@@ -114,6 +120,38 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
+# No model has more, and larger ones would take minutes to compile or to refuse.
+MOST_LAYERS, MOST_FILTERS, MOST_CHARACTERS, MOST_PARAMETERS = 100, 100, 10_000, 10**11
+LARGEST = 2**31 - 1
+
+
+def parameter_count(model: ModelConfig) -> int:
+    """Parameters of the biLM, without a table of words."""
+    filters, projection, cell = model.filter_dim, model.projection_dim, model.cell_dim
+    lstm = 2 * projection * 4 * cell + 4 * cell + cell * projection
+    convolutions = sum(width * count for width, count in model.filters) * model.character_dim + filters
+    highway = 2 * model.highway_layers * (filters + 1) * filters
+    characters = 261 * model.character_dim + convolutions + highway + (filters + 1) * projection
+    return 2 * model.layers * lstm + (characters if model.input == "characters" else 0)
+
+
+def _check_sizes(model: ModelConfig) -> None:
+    """Raises InputError for models that could never run."""
+    for name, value, most in (
+        ("layers", model.layers, MOST_LAYERS),
+        ("highway_layers", model.highway_layers, MOST_LAYERS),
+        ("max_characters", model.max_characters, MOST_CHARACTERS),
+        ("filters (how many pairs)", len(model.filters), MOST_FILTERS),
+    ):
+        if value > most:
+            raise InputError(f"model.{name} is {brief(value, 30)}; it can be {most} at most")
+    if parameter_count(model) > MOST_PARAMETERS:
+        raise InputError(
+            f"the model would have more than {MOST_PARAMETERS:,} parameters; give a smaller cell_dim, projection_dim, "
+            "character_dim or fewer filters"
+        )
+
+
 def check(config: Config) -> None:
     """Raises InputError naming the first field whose value makes no sense."""
     positive = {
@@ -121,27 +159,33 @@ def check(config: Config) -> None:
         "train": ("steps", "batch_size", "window", "learning_rate", "clip_norm", "negatives"),
     }
     positive["train"] += ("checkpoint_every", "eval_every", "log_every")
+    positive["train"] += () if config.train.epochs is None else ("epochs",)
     for section, names in positive.items():
         for name in names:
             value = getattr(getattr(config, section), name)
             if not value > 0:
-                raise InputError(f"{section}.{name} is {value}; it must be greater than 0")
+                raise InputError(f"{section}.{name} is {brief(value, 30)}; it must be greater than 0")
+            if section == "train" and name != "clip_norm" and value > LARGEST:
+                raise InputError(f"{section}.{name} is {brief(value, 30)}; it can be {LARGEST} at most")
     model, train = config.model, config.train
     for name, clip in (("cell_clip", model.cell_clip), ("projection_clip", model.projection_clip)):
-        if clip is not None and not clip > 0:
-            raise InputError(f"model.{name} is {clip}; it must be greater than 0, or None to clip nothing")
+        if clip is not None and not 0 < clip <= 1e38:
+            raise InputError(
+                f"model.{name} is {clip}; it must be greater than 0 and less than 1e38, or None to clip nothing"
+            )
     if not 0 <= train.dropout < 1:
         raise InputError(f"train.dropout is {train.dropout}; it must be at least 0 and less than 1")
     if not 0 <= train.seed < 2**32:
         raise InputError(f"train.seed is {train.seed}; it must be a number from 0 to 4294967295")
     if model.highway_layers < 0:
-        raise InputError(f"model.highway_layers is {model.highway_layers}; it must be 0 or more")
+        raise InputError(f"model.highway_layers is {brief(model.highway_layers, 30)}; it must be 0 or more")
     if not model.filters or any(width < 1 or count < 1 for width, count in model.filters):
-        raise InputError(f"model.filters is {model.filters}; give pairs of a width and a number, all 1 or more")
+        raise InputError(f"model.filters is {brief(model.filters)}; give pairs of a width and a number, all 1 or more")
+    _check_sizes(model)
     if model.input == "characters" and model.max_characters < max(3, model.widest_filter):
         raise InputError(
             f"model.max_characters is {model.max_characters}; it must be at least 3 (begin and end of word and a "
-            f"character) and at least the widest filter ({model.widest_filter})"
+            f"character) and at least the widest filter ({brief(model.widest_filter, 30)})"
         )
     if model.projection_dim > model.cell_dim:
         raise InputError(
@@ -158,17 +202,17 @@ def load_config(name: str, folder: Path = CONFIGS) -> Config:
         known = ", ".join(sorted(file.stem for file in folder.glob("*.py")))
         raise InputError(f"no config {name!r}; give one of {known}, or a path to a .py file or a run's config.json")
     if path.suffix == ".json":
-        try:
-            return from_json(json.loads(path.read_text()))
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is not the config of a run ({error!r})") from None
+        return from_json(read_json(path), str(path))
     try:
         config = runpy.run_path(str(path)).get("config")
     except Exception as error:
-        raise InputError(f"{path} does not run: {type(error).__name__}: {error}") from error
+        raise InputError(f"{path} does not run: {type(error).__name__}: {brief(error)}") from error
     if not isinstance(config, Config):
         raise InputError(f"{path} must define `config = Config(...)`; it has {type(config).__name__}")
-    return config
+    try:
+        return from_json(to_json(config), str(path))  # checks the types
+    except TypeError as error:
+        raise InputError(f"{path} has a value that is no plain number, text or tuple ({brief(error)})") from None
 
 
 def to_json(config: Config) -> dict[str, Any]:
@@ -176,11 +220,37 @@ def to_json(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def from_json(values: dict[str, Any]) -> Config:
-    """The inverse of `to_json`."""
-    model = dict(values["model"], filters=tuple((width, count) for width, count in values["model"]["filters"]))
-    data = dict(values["data"], train=tuple(values["data"]["train"]), heldout=tuple(values["data"]["heldout"]))
-    return Config(ModelConfig(**model), DataConfig(**data), TrainConfig(**values["train"]))
+def typed(value: Any, kind: Any, name: str) -> Any:
+    """A value out of JSON as the type of a field: lists as tuples, objects as dataclasses; `name` is for errors."""
+    choices, origin = get_args(kind), get_origin(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        kinds = get_type_hints(kind)
+        if unknown := [key for key in value if key not in kinds]:
+            raise InputError(f"{name} has {brief(unknown[0], 80)!r}, which is no field of it")
+        return kind(**{key: typed(part, kinds[key], f"{name}.{key}") for key, part in value.items()})
+    if origin is types.UnionType:  # of None and a type
+        return None if value is None else typed(value, choices[0], name)
+    if origin is tuple and isinstance(value, list):
+        kinds = choices[:1] * len(value) if choices[-1] is ... else choices
+        if len(kinds) == len(value):
+            return tuple(typed(part, choice, name) for part, choice in zip(value, kinds, strict=True))
+    if (origin is Literal and value in choices) or type(value) is kind:
+        return value
+    if kind is float and type(value) is int and abs(value) < 2**1000:
+        return float(value)
+    wanted = str(kind).replace("typing.", "") if origin else kind.__name__
+    raise InputError(f"{name} is {brief(repr(value), 80)}; it must be {wanted}")
+
+
+def from_json(values: Any, source: str = "the config") -> Config:
+    """The inverse of `to_json`; what config.json says of the run beside it is left out. `source` is for errors."""
+    sections = get_type_hints(Config)
+    if not isinstance(values, dict) or not all(isinstance(values.get(section), dict) for section in sections):
+        raise InputError(f"{source} is not the config of a run; it has the objects {', '.join(sections)}")
+    try:
+        return Config(**{section: typed(values[section], kind, section) for section, kind in sections.items()})
+    except InputError as error:
+        raise InputError(f"{source} is not the config of a run: {error}") from None
 
 
 def to_options(model: ModelConfig, vocabulary_size: int | None = None) -> dict[str, Any]:
@@ -227,8 +297,12 @@ def from_options(options: dict[str, Any], source: str) -> ModelConfig:
             value = value[key]
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-            raise InputError(f"{source} has {path} {value!r}; it must be {names}")
+            raise InputError(f"{source} has {path} {brief(repr(value), 80)}; it must be {names}")
         return value
+
+    def clip(path: str) -> float | None:
+        value = get(path, (int, float, type(None)), None)
+        return math.inf if isinstance(value, int) and abs(value) > 2**1000 else value and float(value)
 
     get("lstm", (dict,))
     if not get("bidirectional", (bool,), True):
@@ -237,15 +311,15 @@ def from_options(options: dict[str, Any], source: str) -> ModelConfig:
         "cell_dim": get("lstm.dim", (int,)),
         "projection_dim": get("lstm.projection_dim", (int,)),
         "layers": get("lstm.n_layers", (int,), 1),
-        "cell_clip": get("lstm.cell_clip", (int, float, type(None)), None),
-        "projection_clip": get("lstm.proj_clip", (int, float, type(None)), None),
+        "cell_clip": clip("lstm.cell_clip"),
+        "projection_clip": clip("lstm.proj_clip"),
         "skip_connections": get("lstm.use_skip_connections", (bool,), False),
         "input": "words",
     }
     if "char_cnn" in options:
         filters = get("char_cnn.filters", (list,))
         if not all(isinstance(pair, list) and [type(number) for number in pair] == [int, int] for pair in filters):
-            raise InputError(f"{source} has char_cnn.filters {filters}; it must be a list of [width, number]")
+            raise InputError(f"{source} has char_cnn.filters {brief(filters)}; it must be a list of [width, number]")
         values |= {
             "input": "characters",
             "activation": get("char_cnn.activation", (str,)),
@@ -255,11 +329,11 @@ def from_options(options: dict[str, Any], source: str) -> ModelConfig:
             "max_characters": get("char_cnn.max_characters_per_token", (int,)),
         }
         if get("char_cnn.n_characters", (int,), 262) not in (261, 262):
-            raise InputError(
-                f"{source} has char_cnn.n_characters {get('char_cnn.n_characters', (int,))}; it is 261 or 262"
-            )
+            number = brief(get("char_cnn.n_characters", (int,)), 30)
+            raise InputError(f"{source} has char_cnn.n_characters {number}; it is 261 or 262")
         if values["activation"] not in ("relu", "tanh"):
-            raise InputError(f"{source} has char_cnn.activation {values['activation']!r}; relu and tanh are accepted")
+            activation = brief(repr(values["activation"]), 80)
+            raise InputError(f"{source} has char_cnn.activation {activation}; relu and tanh are accepted")
     model = ModelConfig(**values)
     try:
         check(Config(model))
@@ -270,12 +344,7 @@ def from_options(options: dict[str, Any], source: str) -> ModelConfig:
 
 def read_options(path: Path) -> ModelConfig:
     """Reads options.json."""
-    try:
-        options = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"no file {path}; a model has an options.json and a weights.hdf5") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not JSON ({error}); give a bilm-tf options.json") from None
+    options = read_json(path)
     if not isinstance(options, dict):
         raise InputError(f"{path} holds a JSON {type(options).__name__}; a bilm-tf options.json holds an object")
     return from_options(options, str(path))

@@ -120,8 +120,13 @@ def read_json(path: str | os.PathLike) -> Any:
     """What a JSON file holds; a byte order mark is read as nothing."""
     check_input(path)
     try:
-        return json.loads(epath.Path(path).read_bytes().decode("utf-8-sig"))
+        with epath.Path(path).open("rb") as file:
+            if (start := file.read(8)) == b"\x89HDF\r\n\x1a\n":
+                raise InputError(f"{os.fspath(path)} is an HDF5 file, not JSON; is it in the place of options.json?")
+            return json.loads((start + file.read()).decode("utf-8-sig"))
     except OSError as error:
         raise InputError(f"cannot read {os.fspath(path)} ({error})") from None
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, too deep, a number of too many digits
         raise InputError(f"{os.fspath(path)} is not JSON that can be read ({brief(error)})") from None

@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 from conftest import ROOT, SMALL
@@ -11,11 +12,13 @@ from elmo_jax.config import (
     from_json,
     from_options,
     load_config,
+    parameter_count,
     read_options,
     to_json,
     to_options,
 )
 from elmo_jax.errors import InputError
+from elmo_jax.model import parameter_shapes
 
 
 @pytest.mark.parametrize("name", ["tiny", "small", "medium", "original"])
@@ -82,8 +85,90 @@ def test_options_that_are_not_json(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda o: o["lstm"].update(n_layers=3000), "model.layers is 3000; it can be 100 at most"),
+        (lambda o: o["lstm"].update(dim=10**9), "more than 100,000,000,000 parameters"),
+        (lambda o: o["lstm"].update(cell_clip=10**400), "model.cell_clip is inf"),
+        (lambda o: o["lstm"].update(proj_clip=float("nan")), "model.projection_clip is nan"),
+        (lambda o: o["char_cnn"].update(n_highway=2**31), "model.highway_layers is 2147483648; it can be 100"),
+        (lambda o: o["char_cnn"].update(max_characters_per_token=10**7), "model.max_characters is 10000000; it can"),
+        (lambda o: o["char_cnn"].update(filters=[[1, 1]] * 10_000), "how many pairs.* is 10000; it can be 100"),
+        (lambda o: o["char_cnn"].update(filters=[[1, 10**4000]]), "more than 100,000,000,000 parameters"),
+        (lambda o: o["char_cnn"].update(filters=["x" * 10**6]), "char_cnn.filters"),
+        (lambda o: o["char_cnn"].update(activation="x" * 10**6), "char_cnn.activation"),
+        (lambda o: o["lstm"].update(dim="x" * 10**6), "lstm.dim"),
+    ],
+)
+def test_options_beyond_all_models(change, message):
+    options = to_options(SMALL)
+    change(options)
+    with pytest.raises(InputError, match=message) as error:
+        from_options(options, "options.json")
+    assert len(str(error.value)) < 500
+
+
+def test_clips_are_floats():
+    """JAX takes no integer of 2^31 and more."""
+    options = to_options(SMALL)
+    options["lstm"] |= {"cell_clip": 2**31, "proj_clip": 3}
+    model = from_options(options, "options.json")
+    assert (repr(model.cell_clip), repr(model.projection_clip)) == ("2147483648.0", "3.0")
+
+
+def test_parameters_are_counted():
+    for model in (SMALL, ModelConfig()):
+        shapes = parameter_shapes(model)
+        assert parameter_count(model) == sum(math.prod(shape) for group in shapes.values() for shape in group.values())
+
+
+def test_a_byte_order_mark_is_read_as_nothing(tmp_path):
+    for name, values in (("options.json", to_options(SMALL)), ("config.json", to_json(Config()))):
+        (tmp_path / name).write_text(json.dumps(values), encoding="utf-8-sig")
+    assert read_options(tmp_path / "options.json") == SMALL
+    assert load_config(str(tmp_path / "config.json"), ROOT / "configs") == Config()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{", "[]", "3", "null", "{}", '{"model": 3, "data": {}, "train": {}}', "[" * 10**5,
+        f'{{"model": {"9" * 5000}}}',        b"\xff\xfe{\x00}\x00", b"caf\xe9", b"\x89HDF\r\n\x1a\n",
+    ],
+)  # fmt: skip
+def test_json_that_is_no_config(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=r"config\.json is (not|an HDF5 file)") as error:
+        load_config(str(path), ROOT / "configs")
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("train", "steps", "7"), ("train", "steps", 7.0), ("train", "steps", None), ("train", "steps", True),
+        ("train", "learning_rate", "fast"), ("train", "learning_rate", 10**400), ("train", "softmax", "half"),
+        ("train", "softmax", ["full"]), ("train", "stepz", 3), ("train", "x" * 10**6, 3),
+        ("data", "train", "text.txt"), ("data", "train", [1]), ("data", "vocab", 3), ("data", "shuffle", 1),
+        ("model", "filters", [[1, 2, 3]]), ("model", "filters", [[1, "a"]]), ("model", "layers", "x" * 10**6),
+    ],
+)  # fmt: skip
+def test_fields_of_wrong_types(tmp_path, section, name, value):
+    values = to_json(Config()) | {"rows": 8, "text": None}
+    values[section][name] = value
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match="is not the config of a run: ") as error:
+        load_config(str(tmp_path / "config.json"), ROOT / "configs")
+    assert name[:20] in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
     ("config", "message"),
     [
+        (Config(train=TrainConfig(steps=10**12)), "train.steps is 1000000000000; it can be 2147483647 at most"),
+        (Config(train=TrainConfig(learning_rate=float("inf"))), "train.learning_rate is inf; it can be"),
         (Config(ModelConfig(layers=0)), "model.layers is 0"),
         (Config(ModelConfig(max_characters=5)), "model.max_characters is 5"),
         (Config(ModelConfig(projection_dim=5000)), "model.projection_dim is 5000"),
@@ -110,5 +195,8 @@ def test_config_files(tmp_path):
         mine.write_text(text)
         with pytest.raises(InputError, match=message):
             load_config(str(mine), ROOT / "configs")
+    mine.write_text("from elmo_jax import Config, TrainConfig\nconfig = Config(train=TrainConfig(steps='7'))")
+    with pytest.raises(InputError, match=r"mine\.py .* train.steps is '7'; it must be int"):
+        load_config(str(mine), ROOT / "configs")
     with pytest.raises(InputError, match="no config 'huge'; give one of medium, original, small, tiny"):
         load_config("huge", ROOT / "configs")
