@@ -17,10 +17,10 @@ from elmo_jax.config import Precision, load_config
 from elmo_jax.corpus import read_input
 from elmo_jax.errors import exit_on_bad_input
 
-# Name, options of embed_iter, constants of elmo_jax.embedding.
+# Name, options of embed_iter, constants of elmo_jax.engine.
 CHANGES = (
     ("as it is", {}, {}),
-    ("256 rows, in the order of the text to its end", {"batch_size": 256}, {"LOOK_AHEAD": 0}),
+    ("256 rows, in the order of the text to its end", {"batch_size": 256}, {"SHORT_LOOK_AHEAD": 0}),
     ("256 rows", {"batch_size": 256}, {}),
     ("64 rows", {"batch_size": 64}, {}),
     ("512 rows", {"batch_size": 512}, {}),

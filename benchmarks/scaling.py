@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from benchmarks import operations, tables
 from benchmarks.systems import RESULTS, ROOT, command, machine, save
-from elmo_jax import parallel, training
+from elmo_jax import training
+from elmo_jax.compilation import keep_compiled
 from elmo_jax.config import Config, load_config
 from elmo_jax.corpus import Corpus, WordCounts, sentences
 from elmo_jax.errors import exit_on_bad_input
@@ -153,7 +154,7 @@ def benchmark(
     """
     jax.config.update("jax_num_cpu_devices", max(devices))
     jax.config.update("jax_platforms", "cpu")
-    parallel.keep_compiled()
+    keep_compiled()
     chosen = load_config(config, ROOT / "configs")
     chosen = replace(chosen, train=replace(chosen.train, precision="bfloat16"))
     corpus = Corpus(sentences(text, "--text"), Vocabulary.from_counts(WordCounts(sentences(text, "--text"))))

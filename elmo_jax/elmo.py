@@ -74,7 +74,7 @@ def _absolute(name: str, path: PathLike) -> str:
         raise InputError(f"load() takes paths; {name} is {reprlib.repr(path)}")
     text = os.fspath(path)
     if text.lower().startswith(("http:", "https:", "ftp:")):
-        raise InputError(f"load() reads files, not {reprlib.repr(text)}; download it, and give the path of the file")
+        raise InputError(f"load() reads files, not {text[:200]!r}; download it, and give the path of the file")
     return text if is_remote(text) else os.path.abspath(text)
 
 
@@ -163,9 +163,9 @@ class Elmo:
                     sentence i goes to row i modulo batch_size (by default one row: the text as it stands)
         mix         a Mix, or the weights of its layers
 
-        Of a stream, 32,768 tokens for each device are read before the first vectors come, to choose the rows. With a
-        batch_size (and not "carry", whose rows wait for their turn) no more than 128 · batch_size tokens, and
-        batch_size sentences, behind a sentence are read before its vectors come.
+        Of a stream, 32,768 tokens for each device are read before all else, to choose the rows, up to 256 on each;
+        not with a batch_size. Then a sentence's vectors come when each row has read at most 128 tokens, and one
+        sentence, beyond the place where it ends.
         """
         check_process()
         _check_sentences(sentences, "embed_iter")
@@ -207,7 +207,7 @@ class Elmo:
             needed = f"{count} weights (word vectors and {self.model.layers} LSTM layers) and one gamma"
             raise InputError(f"mix has {received}; the model needs {needed}")
         powers = np.exp(weights - weights.max())
-        return (gamma * powers / powers.sum()).astype(np.float32)
+        return (mix.gamma * powers / powers.sum()).astype(np.float32)
 
 
 def _check_choice(name: str, value: Any, choices: Any) -> None:

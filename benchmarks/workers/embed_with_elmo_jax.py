@@ -10,7 +10,7 @@ import numpy as np
 from serve import peak_memory, sentences_of, serve, timed
 
 import elmo_jax
-from elmo_jax import embedding
+from elmo_jax import engine
 
 folder, text, precision = sys.argv[1:]
 compiled = []
@@ -22,19 +22,19 @@ jax.monitoring.register_event_duration_secs_listener(
 def run(options=(), constants=()):
     """Embeds the text, a stream, and throws the vectors away; a new model each time, so that it knows no word.
 
-    With other options of `embed_iter` or other constants of `elmo_jax.embedding`, for this pass.
+    With other options of `embed_iter` or other constants of `elmo_jax.engine`, for this pass.
     """
-    before = {name: getattr(embedding, name) for name in dict(constants)}
-    vars(embedding).update(constants)
+    before = {name: getattr(engine, name) for name in dict(constants)}
+    vars(engine).update(constants)
     try:
         return measure(dict(options))
     finally:
-        vars(embedding).update(before)
+        vars(engine).update(before)
 
 
 def measure(options):
     elmo = elmo_jax.load(folder)
-    elmo._lstms(precision)  # weights are on the device before the clock starts, as the peers' are
+    elmo._engine.lstms(precision)  # weights are on the device before the clock starts, as the peers' are
     before = len(compiled)
 
     def read():

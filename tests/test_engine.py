@@ -2,7 +2,6 @@ import dataclasses
 import itertools
 import json
 import tracemalloc
-from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import numpy as np
@@ -11,10 +10,8 @@ import pytest
 from conftest import SENTENCES, SMALL, TOLERANCE, random_weights, relative_error, write_random_model
 
 import elmo_jax
-from elmo_jax import Mix, embedding
-from elmo_jax.config import ModelConfig, to_options
-from elmo_jax.embedding import WordVectors
-from elmo_jax.errors import InputError
+from elmo_jax import engine
+from elmo_jax.config import to_options
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import write_arrays
 
@@ -111,9 +108,9 @@ def test_company_does_not_matter(elmo, state):
 
 
 def test_a_sentence_of_many_windows_is_exact(elmo, monkeypatch):
-    sentence = [f"w{number % 17}" for number in range(5 * embedding.WINDOW + 3)]
+    sentence = [f"w{number % 17}" for number in range(5 * engine.WINDOW + 3)]
     in_windows = elmo.embed([sentence], layers="all", state="zero")
-    monkeypatch.setattr(embedding, "WINDOW", len(sentence) + 2)
+    monkeypatch.setattr(engine, "WINDOW", len(sentence) + 2)
     assert largest_error(in_windows, elmo.embed([sentence], layers="all", state="zero")) < 1e-6
 
 
@@ -141,48 +138,11 @@ def test_carried_state_over_rows_that_devices_do_not_divide(elmo):
 
 def test_carried_state_waits_unchanged(elmo, monkeypatch):
     """A row that has nothing to read while another reads a long sentence keeps its state."""
-    monkeypatch.setattr(embedding, "AHEAD", 1)
+    monkeypatch.setattr(engine, "AHEAD", 1)
     sentences = [["long"] * 2000, *([["short", "one"]] * 101)]
     found = elmo.embed(sentences, state="carry", batch_size=2)
     for row in (0, 1):
         assert largest_error(found[row::2], elmo.embed(sentences[row::2], state="carry", batch_size=1)) < 1e-6
-
-
-def test_a_word_has_the_same_vector_in_any_company(elmo):
-    """Bit for bit, whatever other words are new with it, and after it has been forgotten."""
-    words = [f"{'x' * (number % 11)}{number}" for number in range(400)]
-
-    def vectors(table, words):
-        places = table.places(words)
-        return np.asarray(table.table)[places]
-
-    together = vectors(WordVectors(elmo.model, elmo._words, 512), words)
-    few = WordVectors(elmo.model, elmo._words, 64)
-    for word, expected in zip(words, together, strict=True):
-        assert (vectors(few, [word])[0] == expected).all()
-    assert (vectors(few, words[:64]) == together[:64]).all()
-    assert len(few.place) + len(few.free) == 64
-
-
-def test_words_used_last_are_kept(elmo):
-    table = WordVectors(elmo.model, elmo._words, 16)
-    table.places(["kept", *(f"old{number}" for number in range(14))])
-    place = table.places(["kept"])
-    table.places([f"new{number}" for number in range(15)])
-    assert table.places(["kept"]) == place
-    assert "old3" not in table.place
-    assert len(table.place) == 16
-
-
-def test_few_places_for_words_change_nothing(elmo, monkeypatch):
-    """With places for fewer words than the text has, words are forgotten and spelled again."""
-    sentences = [[f"w{number % 1000}" for number in range(first, first + 9)] for first in range(0, 4000, 7)]
-    expected = elmo.embed(sentences, batch_size=4)
-    monkeypatch.setattr(embedding, "CACHED_WORDS", 1)
-    monkeypatch.setattr(elmo, "_vectors", None)
-    found = elmo.embed(sentences, batch_size=4)
-    assert elmo._vectors.capacity < 1000
-    assert all((one == other).all() for one, other in zip(found, expected, strict=True))
 
 
 def test_a_second_call_compiles_nothing(elmo, folder, compilations):
@@ -197,48 +157,12 @@ def test_a_second_call_compiles_nothing(elmo, folder, compilations):
         assert not compiled
 
 
-def test_threads_share_a_model(elmo):
-    sentences = [[f"{name}{number}" for number in range(9)] for name in "abcdefgh" for _ in range(40)]
-    expected = elmo.embed(sentences, batch_size=8)
-    with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda _: elmo.embed(sentences, batch_size=8), range(4)))
-    for one in found:
-        assert all((array == other).all() for array, other in zip(one, expected, strict=True))
-
-
-def test_layers(elmo):
-    layers = elmo.embed(SENTENCES, layers="all")
-    assert [array.shape for array in layers] == [(3, len(sentence), 14) for sentence in SENTENCES]
-    assert {array.dtype for array in layers} == {np.dtype(np.float32)}
-    assert elmo.dim == 14
-    assert largest_error(elmo.embed(SENTENCES), [array.mean(0) for array in layers]) < 1e-6
-    assert largest_error(elmo.embed(SENTENCES, layers="top"), [array[-1] for array in layers]) < 1e-6
-    assert all((array[0, :, :7] == array[0, :, 7:]).all() for array in layers)
-    weights = np.array([1.0, -2.0, 0.5])
-    share = np.exp(weights) / np.exp(weights).sum()
-    mixed = elmo.embed(SENTENCES, layers="mix", mix=Mix(weights, 1.7))
-    assert largest_error(mixed, [1.7 * np.tensordot(share, array, 1) for array in layers]) < 1e-6
-
-
-@pytest.mark.parametrize("boundaries", [False, True])
-def test_mix_with_layer_norm(elmo, boundaries):
-    sentences = [SENTENCES[0], SENTENCES[-1]]
-    layers = elmo.embed(sentences, layers="all", boundaries=boundaries)
-    normal = [(a - a.mean((1, 2), keepdims=True)) / a.std((1, 2), keepdims=True) for a in layers]
-    found = elmo.embed(sentences, layers="mix", mix=Mix([0, 0, 0], layer_norm=True), boundaries=boundaries)
-    assert largest_error(found, [array.mean(0) for array in normal]) < TOLERANCE
-
-
 def test_boundaries(elmo):
     without, with_them = elmo.embed(SENTENCES), elmo.embed(SENTENCES, boundaries=True)
     assert largest_error(without, [array[1:-1] for array in with_them]) < 1e-6
     for state in ("zero", "carry"):
         found, whole = (elmo.embed(SENTENCES, state=state, boundaries=boundaries) for boundaries in (False, True))
         assert largest_error(found, [array[1:-1] for array in whole]) < 1e-6
-
-
-def test_strings_are_split_at_spaces(elmo):
-    assert largest_error(elmo.embed(["the cat  sat"]), elmo.embed([["the", "cat", "sat"]])) == 0
 
 
 def test_bfloat16_is_near(elmo):
@@ -271,7 +195,7 @@ def test_embed_iter_holds_little(elmo):
 
 def test_a_long_sentence_holds_back_the_others(elmo, monkeypatch):
     """While the first sentence is read, only so much of what follows is read ahead, and nothing changes."""
-    monkeypatch.setattr(embedding, "AHEAD", 2)
+    monkeypatch.setattr(engine, "AHEAD", 2)
     sentences = [["long"] * 3000] + [["short", "one"]] * 2000
     read = 0
 
@@ -283,7 +207,7 @@ def test_a_long_sentence_holds_back_the_others(elmo, monkeypatch):
 
     vectors = elmo.embed_iter(stream(), state="zero", batch_size=8)
     first = next(vectors)
-    assert read < (3002 + 3 * 8 * embedding.WINDOW) / 4
+    assert read < (3002 + 3 * 8 * engine.WINDOW) / 4
     assert largest_error([first, *vectors], elmo.embed(sentences, state="zero", batch_size=1)) < 1e-6
 
 
@@ -301,40 +225,6 @@ def test_a_sentence_of_100_000_tokens(elmo, tmp_path):
     assert peak < 3 * found.nbytes
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"layers": "topmost"}, "layers is 'topmost'; it must be one of 'average', 'top', 'all', 'mix'"),
-        ({"state": "hot"}, "state is 'hot'"),
-        ({"precision": "float16"}, "precision is 'float16'"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"layers": "mix"}, "go together"),
-        ({"layers": "mix", "mix": Mix([1, 2])}, "mix has 2 weights; the model needs 3"),
-    ],
-)
-def test_bad_arguments(elmo, arguments, message):
-    with pytest.raises(InputError, match=message):
-        elmo.embed_iter(SENTENCES, **arguments)
-
-
-@pytest.mark.parametrize(
-    ("sentences", "message"), [("a str", "one str"), ([["a", 3]], "got .*3"), ([None], "got None")]
-)
-def test_bad_sentences(elmo, sentences, message):
-    with pytest.raises(InputError, match=message):
-        elmo.embed(sentences)
-
-
-def test_no_sentences(elmo):
-    assert elmo.embed([]) == []
-
-
-def test_load_takes_a_folder_or_files(tmp_path):
-    with pytest.raises(InputError, match="takes a folder, or options= and weights="):
-        elmo_jax.load(options=tmp_path)
-
-
 def test_word_longer_than_the_limit_is_cut(elmo):
     limit = SMALL.max_characters - 2
     assert largest_error(elmo.embed([["x" * limit]]), elmo.embed([["x" * 200]])) == 0
-    assert isinstance(elmo.model, ModelConfig)
