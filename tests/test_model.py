@@ -3,11 +3,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy_elmo
 import pytest
-from conftest import ROOT, SMALL, TOLERANCE, relative_error
+from conftest import ROOT, SMALL, TOLERANCE, random_weights, relative_error, write_random_model
 
+import elmo_jax
 from elmo_jax.char_cnn import CHUNK, character_cnn, spelled_vectors
-from elmo_jax.config import load_config
+from elmo_jax.config import load_config, to_options
 from elmo_jax.lstm import LSTMState, lstm, plain_lstm
 from elmo_jax.model import scalar_mix, zero_state
 from elmo_jax.modules import BiLM, ScalarMix, init_bilm
@@ -130,12 +132,14 @@ def test_packed_numbers_are_rounded_as_by_astype():
     bits = generator.integers(0, 2**32, 100_000, np.uint32)
     bits[:50_000] = bits[:50_000] & 0xFFFF0000 | 0x8000  # half way between two
     x = bits.view(np.float32)
-    x = np.concatenate([x[~np.isnan(x)], np.float32([0, -0.0, np.inf, -np.inf, np.nan, 3.3e38, 1e-45])])
+    nans = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0xFF800001, 0x7FFF8000], np.uint32).view(np.float32)
+    x = np.concatenate([x[~np.isnan(x)], nans, np.float32([0, -0.0, np.inf, -np.inf, np.nan, 3.3e38, 1e-45])])
     expected = np.asarray(jnp.asarray(x).astype(jnp.bfloat16))
     kept = packed(jnp.asarray(x), "bfloat16")
     assert kept.dtype == jnp.uint16
     assert (np.asarray(rounded(kept, "bfloat16")).view(np.uint16) == expected.view(np.uint16)).all()
     assert np.array_equal(unpacked(kept), expected.astype(np.float32), equal_nan=True)
+    assert np.isnan(unpacked(packed(jnp.asarray(nans), "bfloat16"))).all()
     assert packed(x, "float32") is x
 
 
@@ -196,3 +200,14 @@ def test_scalar_mix_with_layer_norm():
     normal = [(layer - layer[mask].mean()) / layer[mask].std() for layer in activations]
     found = scalar_mix(activations, np.zeros(3, np.float32), np.float32(1), True, mask)
     assert relative_error(found, np.mean(normal, 0)) < 1e-5
+
+
+@pytest.mark.parametrize("width", [17, 20])
+def test_wide_filters_embed(width, tmp_path):
+    """Also from a warm state, for which the char CNN's scan reads a few words."""
+    model = dataclasses.replace(SMALL, filters=((1, 4), (width, 6)), max_characters=30, layers=1)
+    sentence = ["a", "incomprehensibilities", "🐈"]
+    (found,) = elmo_jax.load(write_random_model(tmp_path, model)).embed([sentence], layers="all", boundaries=True)
+    expected = numpy_elmo.embed(sentence, random_weights(model), to_options(model))
+    assert relative_error(found[0], expected[0]) < TOLERANCE
+    assert np.isfinite(found).all()

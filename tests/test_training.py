@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,25 +34,25 @@ def config(**train):
     return Config(SMALL, train=TrainConfig(**defaults | train))
 
 
-def initial_parameters():
-    softmax = init_softmax(jax.random.key(1), SMALL, len(VOCABULARY))
-    return {"bilm": jax.tree.map(lambda leaf: 2 * leaf, init_bilm(jax.random.key(0), SMALL)), "softmax": softmax}
+def initial_parameters(model=SMALL):
+    softmax = init_softmax(jax.random.key(1), model, len(VOCABULARY))
+    return {"bilm": jax.tree.map(lambda leaf: 2 * leaf, init_bilm(jax.random.key(0), model)), "softmax": softmax}
 
 
 def train(config, devices, steps):
     """Losses of each step, the state (with its devices), and the LSTM state [rows, ..]."""
     text = corpus()
-    encode = word_table(text, SMALL).__getitem__
+    encode = word_table(text, config.model).__getitem__
     stream = LanguageModelStream(text, ROWS, WINDOW, encode, devices=devices, shuffle=True, seed=config.train.seed)
     step = training.step_on_devices(config, donate=False)
-    state = place_on(devices, config, training.init_state(initial_parameters()))
-    lstm_state = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, leaf.shape[-1]), zero_state(SMALL, ROWS))
-    rows = np.arange(ROWS, dtype=np.int32).reshape(devices, -1)
+    state = place_on(devices, config, training.init_state(initial_parameters(config.model)))
+    lstm_state = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, leaf.shape[-1]), zero_state(config.model, ROWS))
+    row_ids = np.arange(ROWS, dtype=np.int32).reshape(devices, -1)
     losses = []
     for number in range(1, steps + 1):
         sampled = config.train.softmax == "sampled"
         negatives = training.draw_negatives(config, len(VOCABULARY), number) if sampled else None
-        state, lstm_state, metrics = step(state, lstm_state, next(stream), rows, negatives)
+        state, lstm_state, metrics = step(state, lstm_state, next(stream), row_ids, negatives)
         losses.append(np.asarray(metrics.losses.addressable_data(0)))
     state = to_host(devices, config, state, len(VOCABULARY))
     return np.array(losses), state, jax.tree.map(lambda leaf: np.asarray(leaf).reshape(ROWS, -1), lstm_state)
@@ -123,16 +125,45 @@ def test_rows_that_no_word_touches_stay_bit_identical():
 
 
 def test_dropout_by_row():
-    key, rows = jax.random.key(0), jnp.arange(6)
+    key, row_ids = jax.random.key(0), jnp.arange(6)
     x = jnp.ones((50, 6, 70))
-    dropped = training.dropout_by_row(key, rows, 0.3)(2, x)
+    dropped = training.dropout_by_row(key, row_ids, 0.3)(2, x)
     kept = np.asarray(dropped) != 0
     assert abs(kept.mean() - 0.7) < 0.02  # 21,000 draws: standard error 0.003
     assert relative_error(dropped[kept], np.full(kept.sum(), 1 / 0.7)) < 1e-6
     assert (kept[0] != kept[1]).any()  # fresh at every position
-    own = training.dropout_by_row(key, rows[4:], 0.3)(2, x[:, 4:])
+    own = training.dropout_by_row(key, row_ids[4:], 0.3)(2, x[:, 4:])
     assert (own == dropped[:, 4:]).all()
-    assert (training.dropout_by_row(key, rows, 0.3)(3, x) != dropped).any()
+    assert (training.dropout_by_row(key, row_ids, 0.3)(3, x) != dropped).any()
+
+
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF], ids=hex)
+def test_a_nan_of_any_bits_does_not_get_lost(bits):
+    """In any parameter it must reach the loss or the norm, by which a run is stopped; GPUs make NaNs of these bits."""
+    settings = dataclasses.replace(
+        config(precision="bfloat16"), model=dataclasses.replace(SMALL, skip_connections=False)
+    )
+    text, step = corpus(), training.step_on_devices(settings, donate=False)
+    batch = next(LanguageModelStream(text, ROWS, WINDOW, word_table(text, SMALL).__getitem__))
+    lstm_state = jax.tree.map(lambda leaf: leaf[None], zero_state(SMALL, ROWS))
+    inputs = lstm_state, batch, np.arange(ROWS, dtype=np.int32)[None], training.draw_negatives(settings, 43, 1)
+    leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, initial_parameters(settings.model)))
+    for number, leaf in enumerate([None, *leaves]):
+        broken = list(leaves)
+        if leaf is not None:
+            broken[number - 1] = np.full(leaf.shape, bits, np.uint32).view(np.float32)
+        _, _, metrics = step(training.init_state(jax.tree.unflatten(structure, broken)), *inputs)
+        assert np.isfinite(metrics.loss + float(metrics.gradient_norm)) == (leaf is None)
+
+
+@pytest.mark.parametrize("width", [17, 20])
+def test_wide_filters_are_trained(width):
+    """Programs are compiled for 16 columns of characters too where no filter is wider than that."""
+    wide = dataclasses.replace(SMALL, filters=((1, 4), (width, 6)), max_characters=30, layers=1)
+    before = initial_parameters(wide)["bilm"]["words"]
+    losses, state, _ = train(dataclasses.replace(config(), model=wide), 1, 1)
+    assert np.isfinite(losses).all()
+    assert (np.asarray(state.parameters["bilm"]["words"]["kernel_1"]) != before["kernel_1"]).any()
 
 
 def test_evaluation_is_exact_over_every_token():
@@ -204,12 +235,12 @@ def communicated_bytes(devices, vocabulary_size, softmax):
     text = corpus()
     batch = next(LanguageModelStream(text, ROWS, WINDOW, word_table(text, SMALL).__getitem__, devices=devices))
     lstm_state = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, leaf.shape[-1]), zero_state(SMALL, ROWS))
-    rows = np.arange(ROWS, dtype=np.int32).reshape(devices, -1)
+    row_ids = np.arange(ROWS, dtype=np.int32).reshape(devices, -1)
     negatives = (
         training.Negatives(np.zeros((2, 9), np.int32), np.full(2, 9, np.int32)) if softmax == "sampled" else None
     )
     step = training.step_on_devices(chosen)
-    return operations.exchanged(step.lower(shapes, lstm_state, batch, rows, negatives).compile().as_text())
+    return operations.exchanged(step.lower(shapes, lstm_state, batch, row_ids, negatives).compile().as_text())
 
 
 @pytest.mark.parametrize("softmax", ["sampled", "full"])
