@@ -142,6 +142,8 @@ def sentences(patterns: Sequence[str], option: str, heldout: bool = False, progr
 def read_input(name: str) -> Iterator[list[str]]:
     """Tokens of every line, blank ones too, of one file, or of standard input if the name is `-`."""
     if name == "-":
+        if sys.stdin is None:
+            raise InputError("--input - reads standard input, which is closed; give text to it, or a file")
         return read_lines(sys.stdin.buffer, "standard input")
     return read_files(find_files([glob.escape(name)], "--input"))
 

@@ -16,11 +16,11 @@ import numpy as np
 from h5py import h5d, h5p, h5s, h5t
 
 from elmo_jax.errors import InputError, brief
-from elmo_jax.files import check_input, reading, writing
+from elmo_jax.files import check_input, reading, unwritable, writing
 
 FLOATS = (h5t.IEEE_F16LE, h5t.IEEE_F16BE, h5t.IEEE_F32LE, h5t.IEEE_F32BE, h5t.IEEE_F64LE, h5t.IEEE_F64BE)
 # Bytes that are reserved beyond the data, for what HDF5 notes about them; its table of names grows by doubling.
-SPARE, SPARE_PER_DATASET = 1 << 21, 32
+SPARE, SPARE_PER_DATASET = 1 << 20, 32
 
 
 @contextlib.contextmanager
@@ -99,12 +99,12 @@ class HDF5Writer:
     HDF5 crashes (a segmentation fault when the file is closed) if a write fails, so none may fail.
     """
 
-    def __init__(self, file: h5py.File, raw: io.FileIO):
-        self.file, self.folder = file, Path(raw.name).parent
+    def __init__(self, path: Path, file: h5py.File, raw: io.FileIO):
+        self.path, self.file, self.folder = path, file, Path(raw.name).parent
         self._raw, self._reserved, self._datasets = raw, 0, 0
 
     def reserve(self, size: int) -> None:
-        """Takes room for `size` bytes more from the disk, or raises OSError."""
+        """Takes room for `size` bytes more from the disk."""
         size += self.file.id.get_filesize() + SPARE + SPARE_PER_DATASET * self._datasets
         if size <= self._reserved:
             return
@@ -114,7 +114,7 @@ class HDF5Writer:
             elif shutil.disk_usage(self.folder).free < size + SPARE - self._reserved:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise OSError(error.errno, f"{error.strerror}: at least {size:,} bytes are needed") from None
+            raise unwritable(self.path, f"{error.strerror}: it takes {size:,} bytes at least") from None
         self._reserved = size + SPARE
 
     def add(self, name: str, array: np.ndarray) -> h5py.Dataset:
@@ -142,10 +142,10 @@ def writing_hdf5(path: Path) -> Iterator[HDF5Writer]:
     with h5py.File("empty", "w", driver="core", backing_store=False) as empty:
         empty.flush()
         image = empty.id.get_file_image()
-    with writing(path) as partial, partial.open("r+b", buffering=0) as raw:
-        raw.write(image)  # so that opening it leaves nothing to write should there be no room for more
-        with h5py.File(partial, "r+") as file:
-            yield HDF5Writer(file, raw)
+    with writing(path) as partial:
+        partial.write_bytes(image)  # so that opening it leaves nothing to write should there be no room for more
+        with partial.open("r+b", buffering=0) as raw, h5py.File(partial, "r+") as file:
+            yield HDF5Writer(path, file, raw)
             file.flush()
             size = file.id.get_filesize()
-        raw.truncate(size)
+        os.truncate(partial, size)

@@ -146,19 +146,21 @@ class ModelFolder(NamedTuple):
     softmax: dict[str, np.ndarray] | None
 
 
+def _no_model(path: Path, what: str) -> InputError:
+    what = f"a URL, {what} here" if re.match(r"https?:/", str(path)) else f"there is {what}"
+    return InputError(
+        f"{path}: {what}; give a folder with options.json and weights.hdf5, a training workdir, or the two files "
+        "themselves. The published ones are to be downloaded first, the README says where they are"
+    )
+
+
 def find_model(path: Path) -> Path:
     """The model folder of a path: the folder itself, or `model/` in a training workdir."""
     if not path.is_dir():
-        what = "is a file, not a folder" if path.exists() else "is not there: no folder"
-        if re.match(r"https?:/", str(path)):
-            what = "is a URL: no folder, and nothing is downloaded here"
-        raise InputError(
-            f"{path} {what}; give a folder with options.json and weights.hdf5, a training workdir, or the two files. "
-            "The README says where the published files are"
-        )
+        raise _no_model(path, "no folder")
     if not (path / "options.json").exists() and (path / "config.json").exists():
         if not (path / "model").is_dir():
-            raise InputError(f"{path} is a training run that has no model/ yet; it is written when the run ends")
+            raise InputError(f"{path} is a training run that has no model/ yet; elmo-jax export writes one")
         return path / "model"
     return path
 
@@ -191,6 +193,9 @@ def model_files(path: Path) -> ModelFiles:
 
 def read_model(options: Path, weights: Path, vocab: Path | None = None, softmax: Path | None = None) -> ModelFolder:
     """Reads a model's files; models without characters need the vocabulary."""
+    for file in (options, weights):
+        if not file.exists():
+            raise _no_model(file, "no such file")
     model = read_options(options)
     vocabulary = None if vocab is None else Vocabulary.load(vocab)
     if model.input == "words" and vocabulary is None:

@@ -44,6 +44,100 @@ def test_files_appear_whole_or_not_at_all(tmp_path, remote, request):
         partial.write_bytes(b"")
 
 
+def test_errors_of_what_is_read_meanwhile_are_not_those_of_writing(tmp_path):
+    for error in (PermissionError(13, "Permission denied", "input.txt"), OSError(5, "Input/output error")):
+        with pytest.raises(OSError, match=r"Permission|Input/output") as raised, files.writing(tmp_path / "file"):
+            raise error
+        assert raised.value is error
+    with pytest.raises(InputError, match=r"cannot write .*file \(No space"), files.writing(tmp_path / "file"):
+        raise OSError(28, "No space left on device")
+    with (
+        pytest.raises(InputError, match=r"cannot write .*file \(Permission"),
+        files.writing(tmp_path / "file") as partial,
+    ):
+        raise PermissionError(13, "Permission denied", str(partial))
+    assert not os.listdir(tmp_path)
+
+
+def test_two_writers_of_one_file(tmp_path):
+    with files.writing(tmp_path / "file") as one, files.writing(tmp_path / "file") as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert (tmp_path / "file").read_text() == "one"  # which ended last
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_files_of_users_are_left_alone(tmp_path):
+    """Whatever lies beside the output, and whatever name it has, is not the temporary file."""
+    (tmp_path / "file.partial").write_text("mine")
+    (tmp_path / "other.partial").symlink_to(tmp_path / "precious")
+    for name in ("file", "other"):
+        with files.writing(tmp_path / name) as partial:
+            assert partial.parent == tmp_path
+            assert partial.name.startswith(".")
+            partial.write_text("new")
+    assert (tmp_path / "file.partial").read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == ["file", "file.partial", "other", "other.partial"]
+    mask = os.umask(0o027)
+    try:
+        with files.writing(tmp_path / "file"):
+            pass
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_link_as_output_stays_a_link(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").write_text("old")
+    (tmp_path / "link").symlink_to("elsewhere/file")
+    with files.writing(tmp_path / "link") as partial:
+        assert partial.parent == tmp_path / "elsewhere"
+        partial.write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "elsewhere" / "file").read_text() == "new"
+
+
+def test_an_interrupt_leaves_nothing(tmp_path):
+    def interrupted():
+        with files.writing(tmp_path / "file") as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not os.listdir(tmp_path)
+
+
+def test_outputs_that_are_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "text").write_text("the cat")
+    (tmp_path / "link").symlink_to("text")
+    (tmp_path / "loop").symlink_to("loop")
+    os.link(tmp_path / "text", tmp_path / "same")
+    os.mkfifo(tmp_path / "pipe")
+    before = sorted(os.listdir(tmp_path))
+    for path, message in (
+        (tmp_path, "it is a folder"),
+        (tmp_path / "pipe", "a device, a pipe or a socket"),
+        ("/dev/null", "a device, a pipe or a socket"),
+        (tmp_path / "no" / "file", "is no folder that can be written to"),
+        (tmp_path / "text" / "file", "cannot write"),
+        (tmp_path / "loop", "cannot write"),
+        (tmp_path / ("x" * 300), "cannot write"),
+        *((tmp_path / name, "is the file .*/text, which is read") for name in ("text", "link", "same")),
+        ("gs://bucket/text", "is the file gs://bucket/text, which is read"),
+    ):
+        with pytest.raises(InputError, match=message):
+            files.check_output(path, None, tmp_path / "text", "gs://bucket/text", tmp_path / "not there")
+    files.check_output(tmp_path / "link", tmp_path / "not there")
+    files.check_output(tmp_path / "new")
+    files.check_output("gs://bucket/new")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # tests may run as root, who may write anywhere
+    with pytest.raises(InputError, match="is no folder that can be written to"):
+        files.check_output(tmp_path / "new")
+    assert sorted(os.listdir(tmp_path)) == before
+
+
 @pytest.mark.parametrize("remote", [False, True])
 def test_matching(tmp_path, remote, request):
     if remote:
