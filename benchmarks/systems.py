@@ -51,6 +51,7 @@ class System:
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
 
 
 def python_of(peer: str) -> Path:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from typing import get_args
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from conftest import ROOT, SMALL, script_environment
 
 from benchmarks import operations, systems, tables, training
 from elmo_jax.char_cnn import spelled_vectors
-from elmo_jax.config import ModelConfig, load_config
+from elmo_jax.config import ModelConfig, Precision, load_config
 from elmo_jax.model import Reading, read_window, zero_state
 from elmo_jax.modules import init_bilm
 
@@ -96,6 +97,41 @@ def test_systems_that_do_not_fit_run_one_at_a_time(capsys):
     assert training.visits(2, 1, together=False) == [([0], 1), ([1], 1)]
 
 
+class Fake:
+    """A system without a process, that notes who is started and who is closed."""
+
+    events: list[str]
+
+    def __init__(self, name, precision, *_):
+        self.name, self.precision = name, precision
+        self.events.append(f"start {name} {precision}")
+
+    def ask(self, request, steps=1, **_):
+        run = {"seconds": [1.0] * steps, "waited": [0.0] * steps, "losses": [2.0] * steps}
+        answers = {"run": run if self.name == "elmo_jax" else 1e9, "about": {}, "memory": 3, "words": [[5, 7]]}
+        return (answers | {"input_speed": 11.0, "split": {"forward": 0.25, "backward": 0.75}})[request]
+
+    def close(self):
+        self.events.append(f"close {self.name} {self.precision}")
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_training_starts_what_fits(tmp_path, monkeypatch, together):
+    (tmp_path / "text.txt").write_text("a text of few words\n")
+    monkeypatch.setattr(Fake, "events", [], raising=False)
+    monkeypatch.setattr(training, "System", Fake)
+    monkeypatch.setattr(training, "available_memory", lambda: 2**40 if together else 2**30)
+    sizes = {"vocabulary_sizes": (50,), "rows": 4, "repeats": 2, "output": tmp_path / "result.json"}
+    training.benchmark(str(tmp_path / "text.txt"), config="tiny", **sizes)
+    started = [event for event in Fake.events if "elmo_jax" in event]
+    one, other = ([f"{what} elmo_jax {precision}" for what in ("start", "close")] for precision in get_args(Precision))
+    assert started == ([one[0], other[0], other[1], one[1]] if together else [*one, *other, *other, *one])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["memory"]["together"] == together
+    assert ("one system at a time" in tables.training(result)) != together
+    assert [row["precision"] for row in result["systems"]] == ["float32", "bfloat16"]
+
+
 BENCHMARKS = {
     "embedding": "--repeats 1",
     "text_length": "--tokens 500 --repeats 1",
@@ -124,35 +160,3 @@ def test_benchmarks_run(tmp_path, text, module):
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((tmp_path / "result.json").read_text())["benchmark"] == module
     assert "| --- |" in done.stdout
-
-
-@pytest.mark.slow
-def test_training_one_system_at_a_time(tmp_path, text, monkeypatch, capsys):
-    """Both precisions are started twice, one after the other; no two at once."""
-    alive = 0
-
-    class Counted(systems.System):
-        def __init__(self, name, *arguments, **options):
-            nonlocal alive
-            super().__init__(name, *arguments, **options)
-            alive += name == "elmo_jax"
-            started.append(self.precision if name == "elmo_jax" else name)
-            assert alive <= 1
-
-        def close(self):
-            nonlocal alive
-            super().close()
-            alive -= self.name == "elmo_jax"
-
-    started: list[str] = []
-    for name in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS"):
-        monkeypatch.setenv(name, script_environment().get(name, ""))
-    monkeypatch.setattr(training, "System", Counted)
-    monkeypatch.setattr(training, "available_memory", lambda: 2**30)
-    sizes = {"vocabulary_sizes": (2000,), "rows": 4, "repeats": 2}
-    training.benchmark(str(text), config="tiny", **sizes, output=tmp_path / "result.json")
-    assert [name for name in started if name != "matrix product"] == ["float32", "bfloat16", "bfloat16", "float32"]
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert not result["memory"]["together"]
-    assert "one system at a time" in tables.training(result)
-    assert len(result["systems"]) == 2
