@@ -3,13 +3,11 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -58,15 +56,6 @@ def initialize(config: DistributedConfig) -> None:
     counts = multihost_utils.process_allgather(np.int32(jax.local_device_count()))
     if len(set(np.ravel(counts).tolist())) > 1:
         raise InputError(f"processes have {np.ravel(counts).tolist()} devices; all must have equally many")
-
-
-def keep_compiled() -> None:
-    """Keeps compiled programs from run to run in the user's cache folder, unless JAX has been told where to."""
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "elmo_jax"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        compilation_cache.reset_cache()  # else a program compiled before has settled that there is none
 
 
 def is_first_process() -> bool:

@@ -313,10 +313,9 @@ def prepare(arguments: Arguments, resources: contextlib.ExitStack) -> Run:
     fingerprint = text.fingerprint() | {"init": " ".join(arguments.init) or None}
     if heldout is not None:
         fingerprint |= {"heldout_crc32": heldout.fingerprint()["types_crc32"]}
-    checksum = lambda value: zlib.crc32(repr(value).encode())
-    parallel.check_same(
-        {"config": checksum(to_json(config)), "text": checksum(fingerprint), "JAX": checksum(jax.__version__)}
-    )
+    settings = to_json(config) | {"data": config.data.shuffle}  # of the text its content counts, not where it lies
+    compared = {"config": settings, "text": fingerprint, "JAX": jax.__version__}
+    parallel.check_same({name: zlib.crc32(repr(value).encode()) for name, value in compared.items()})
     workdir.create(config, rows, vocabulary, fingerprint)
     parallel.barrier("created")
     checkpoints = resources.enter_context(Checkpoints(workdir.checkpoints))

@@ -145,8 +145,8 @@ def to_host(devices: int, config, state, vocabulary_size: int):
     return training.to_host(config, state, vocabulary_size)
 
 
-def fails(main, arguments, message, capsys):
-    """The script ends with exit code 2 and one line on stderr that has the message."""
+def fails(main, arguments, message, capsys) -> str:
+    """The script ends with exit code 2 and one line on stderr, which it returns, that has the message."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         main([str(argument) for argument in arguments])
@@ -155,6 +155,7 @@ def fails(main, arguments, message, capsys):
     assert printed[-1].startswith("error: ")
     assert message in printed[-1]
     assert not any("Traceback" in line for line in printed)
+    return printed[-1]
 
 
 def free_port() -> int:

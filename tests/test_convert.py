@@ -65,7 +65,7 @@ def test_one_more_step(golden, tmp_path, trace):
     found = checkpoints.restore(like, 6)
     checkpoints.close()
     assert found.step == steps + 1
-    for one, other in zip(jax.tree.leaves(found.shared), jax.tree.leaves(state), strict=True):
+    for one, other in zip(jax.tree.leaves(found.shared_state), jax.tree.leaves(state), strict=True):
         assert relative_error(one, other) < TOLERANCE
     first, trained, last = metrics(workdir)
     assert (first["step"], trained["step"], last["step"]) == (steps, steps + 1, steps + 1)

@@ -163,8 +163,9 @@ def test_chunks_of_words_do_not_matter():
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_gradients_of_matmul(precision):
-    x, weight = jax.random.normal(jax.random.key(0), (2, 3, 5)), jax.random.normal(jax.random.key(1), (5, 7))
+@pytest.mark.parametrize("columns", [7, 4])  # more and fewer than x has: then its gradient is transposed instead of x
+def test_gradients_of_matmul(precision, columns):
+    x, weight = jax.random.normal(jax.random.key(0), (2, 3, 5)), jax.random.normal(jax.random.key(1), (5, columns))
     out, gradients = jax.vjp(lambda x, weight: matmul(x, weight, precision), x, weight)
     expected, expected_gradients = jax.vjp(lambda x, weight: jnp.matmul(x, weight, precision="highest"), x, weight)
     cotangent = jax.random.normal(jax.random.key(2), out.shape)

@@ -13,12 +13,13 @@ from conftest import ROOT, TOLERANCE, free_port, metrics, relative_error, same_f
 pytestmark = pytest.mark.slow
 
 
-def start(project, workdir, *options, devices=1, compiled=None, **more):
-    """Starts train.py in a process of its own."""
+def start(project, workdir, *options, devices=1, compiled=None, code=None, **more):
+    """Starts train.py, or some code in its place, in a process of its own."""
     environment = script_environment(devices)
     if compiled is not None:
         environment |= {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    command = [sys.executable, "train.py", str(project / "mine.py"), "--workdir", str(workdir), *map(str, options)]
+    script = ["train.py"] if code is None else ["-c", code]
+    command = [sys.executable, *script, str(project / "mine.py"), "--workdir", str(workdir), *map(str, options)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes, **more)
 
@@ -29,14 +30,25 @@ def finish(process, code=0):
     return output
 
 
-def distributed(project, workdir, processes, devices, *options):
-    """Processes that train together."""
+def distributed(project, workdir, processes, devices, *options, each=None, code=None):
+    """Processes that train together, with options that all have and perhaps some of their own."""
     address = f"localhost:{free_port()}"
     joined = lambda number: (
         *("--distributed.coordinator_address", address, "--distributed.num_processes", processes),
         *("--distributed.process_id", number, "--distributed.heartbeat_seconds", 10),
     )
-    return [start(project, workdir, *joined(n), *options, devices=devices) for n in range(processes)]
+    return [
+        start(
+            project,
+            workdir,
+            *joined(n),
+            *options,
+            *(each[n] if each else ()),
+            devices=devices,
+            code=code and code.format(number=n),
+        )
+        for n in range(processes)
+    ]
 
 
 def numbers(workdir, name):
@@ -88,14 +100,85 @@ def test_a_dead_process_stops_the_others(tmp_path):
     assert len(numbers(tmp_path / "run", "loss")) == len(done) + 20
 
 
-def test_sigterm_saves_first(tmp_path):
+def test_hosts_that_disagree_are_told(tmp_path):
+    """Another text, another config: every process ends with the reason, and nothing is left."""
+    project = write_project(tmp_path)
+    (tmp_path / "other.txt").write_text("w1 w2 w3\nw4\n")
+    vocab = ["--data.vocab", tmp_path / "vocab.txt"]
+    (tmp_path / "vocab.txt").write_text("\n".join(["<S>", "</S>", "<UNK>", *(f"w{n}" for n in range(40))]))
+    for number, (options, reason) in enumerate(
+        (
+            ([*vocab, "--data.train", tmp_path / "other.txt"], "another text"),
+            ([*vocab, "--train.learning_rate", "0.3"], "another config"),
+        )
+    ):
+        workdir = tmp_path / f"run{number}"
+        processes = distributed(project, workdir, 2, 1, each=[vocab, options])
+        outputs = [finish(process, 2) for process in processes]
+        assert all(f"process 1 has {reason} than process 0" in output for output in outputs), outputs
+        assert not workdir.exists()
+
+
+DAMAGED = """
+import sys
+from elmo_jax import checkpoint, commands, parallel
+take_own_rows = parallel.take_own_rows
+if {number} == 1:  # what it reads is not what it wrote, twice; then it reads the checkpoint before
+    calls = iter(range(2))
+    def damaged(tree):
+        return take_own_rows(tree) if next(calls, None) is None else [leaf + 1 for leaf in tree[0][0]]
+    parallel.take_own_rows = damaged
+commands.main(["train", *sys.argv[1:]])
+"""
+
+
+def test_a_damaged_shard_of_one_process(tmp_path):
+    """Only the second process' own rows are damaged: both go on from the checkpoint before, none waits."""
+    project = write_project(tmp_path)
+    for process in distributed(project, tmp_path / "run", 2, 1, "--train.steps", 4):
+        finish(process)
+    outputs = [finish(process) for process in distributed(project, tmp_path / "run", 2, 1, code=DAMAGED)]
+    assert "the checkpoint of step 4 is damaged (another process cannot use it)" in outputs[0]
+    assert "steps 3 to 6" in outputs[0]
+    assert [line["step"] for line in metrics(tmp_path / "run") if "loss" in line] == [1, 2, 3, 4, 5, 6]
+
+
+BUG = """
+import sys
+from elmo_jax import commands, training
+draw = training.draw_negatives
+def bug(config, size, step):
+    if step == 3:
+        raise ZeroDivisionError("a bug")
+    return draw(config, size, step)
+if {number} == 1:
+    training.draw_negatives = bug
+commands.main(["train", *sys.argv[1:]])
+"""
+
+
+def test_a_bug_in_one_process_is_told_as_it_is(tmp_path):
+    """Its own traceback there; the other says that it has lost it."""
+    project = write_project(tmp_path, steps=10_000)
+    processes = distributed(project, tmp_path / "run", 2, 1, code=BUG)
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert processes[1].returncode == 1
+    assert "Traceback" in outputs[1]
+    assert "ZeroDivisionError: a bug" in outputs[1]
+    assert "lost the other processes" not in outputs[1]
+    assert processes[0].returncode != 0
+    assert "ZeroDivisionError" not in outputs[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_first(tmp_path, number):
     """A run that is told to end ends with a checkpoint of its last step; the end is that of the run left alone."""
     project = write_project(tmp_path, steps=60, checkpoint_every=1000, eval_every=1000)
     finish(start(project, tmp_path / "alone"))
     process = start(project, tmp_path / "run", "--train.steps", 100_000)
     wait_for(lambda: len(numbers(tmp_path / "run", "loss")) > 3, [process])
-    process.send_signal(signal.SIGTERM)
-    output = finish(process, 128 + signal.SIGTERM)
+    process.send_signal(number)
+    output = finish(process, 128 + number)
     steps = len(numbers(tmp_path / "run", "loss"))
     assert f"saved step {steps:,}" in output
     if steps < 60:
