@@ -18,8 +18,8 @@ from benchmarks import tables
 from benchmarks.systems import RESULTS, command, machine, save
 from elmo_jax.config import ModelConfig
 from elmo_jax.errors import exit_on_bad_input
-from elmo_jax.lstm import LSTMState, lstm, sigmoid
-from elmo_jax.products import product, transposed
+from elmo_jax.lstm import LSTMState, lstm
+from elmo_jax.products import product, sigmoid, transposed
 
 MODEL = ModelConfig()
 SIZE, CELL = MODEL.projection_dim, MODEL.cell_dim

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from elmo_jax.config import ModelConfig, Precision
-from elmo_jax.products import bias_gradient, packed, product, rounded, transposed, unpacked, weight_gradient
+from elmo_jax.products import bias_gradient, packed, product, rounded, sigmoid, transposed, unpacked, weight_gradient
 
 
 class LSTMState(NamedTuple):
@@ -124,11 +124,6 @@ def lstm(
     positions = Positions(inputs, reset, used)
     outputs, _, state = _scan(parameters, positions, state, start_state, model, precision, trace=False)
     return outputs, state
-
-
-def sigmoid(x: jax.Array) -> jax.Array:
-    """σ(x) by tanh, which costs less than exp on CPU."""
-    return 0.5 * jnp.tanh(0.5 * x) + 0.5
 
 
 def _scan(parameters, positions, state, start_state, model, precision, trace):

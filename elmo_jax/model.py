@@ -34,7 +34,7 @@ def zero_state(model: ModelConfig, *rows: int) -> State:
 def parameter_shapes(model: ModelConfig, vocabulary_size: int = 0) -> dict[str, dict[str, tuple[int, ...]]]:
     """Shape of every parameter: {"words": {name: shape}, "forward_0": .., "backward_0": .., ..}.
 
-    Models without characters have a vector of each of the vocabulary's words instead of a char CNN.
+    A model without characters has a vector of each word of the vocabulary instead of a char CNN.
     """
     table = {"embedding": (vocabulary_size, model.projection_dim)}
     layers = [f"{direction}_{layer}" for direction in DIRECTIONS for layer in range(model.layers)]

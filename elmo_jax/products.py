@@ -1,4 +1,4 @@
-"""Products of matrices: how operands are rounded, kept and transposed; no other file knows what a compiler likes.
+"""Products of matrices: how operands are rounded, kept and transposed. No other file knows what a compiler likes.
 
 Operands are float32, already rounded, or packed. `d_x` is the gradient of the loss with respect to x.
 """
@@ -62,6 +62,11 @@ def bias_gradient(d_y: jax.Array, precision: Precision) -> jax.Array:
     """d_bias [N] where y = x + bias: d_y [.., N] summed by a product, which reads packed numbers as they are."""
     d_y = d_y.reshape(-1, d_y.shape[-1])
     return product(jnp.ones((1, len(d_y))), d_y, precision)[0]
+
+
+def sigmoid(x: jax.Array) -> jax.Array:
+    """σ(x) by tanh, which costs less than exp on CPU."""
+    return 0.5 * jnp.tanh(0.5 * x) + 0.5
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
