@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from etils import epath
-
 from elmo_jax.errors import InputError, brief
-from elmo_jax.files import read_json
+from elmo_jax.files import as_path, read_json
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -165,7 +163,7 @@ def check(config: Config) -> None:
             value = getattr(getattr(config, section), name)
             if not value > 0:
                 raise InputError(f"{section}.{name} is {brief(value, 30)}; it must be greater than 0")
-            if section == "train" and name != "clip_norm" and value > LARGEST:
+            if name != "clip_norm" and value > LARGEST:
                 raise InputError(f"{section}.{name} is {brief(value, 30)}; it can be {LARGEST} at most")
     model, train = config.model, config.train
     for name, clip in (("cell_clip", model.cell_clip), ("projection_clip", model.projection_clip)):
@@ -195,7 +193,7 @@ def check(config: Config) -> None:
 
 def load_config(name: str, folder: Path = CONFIGS) -> Config:
     """Reads `config = Config(...)` from a Python file (a path, or a name in `folder`), or a run's config.json."""
-    path = epath.Path(name)
+    path = as_path(name)
     if path.suffix not in (".py", ".json"):
         path = folder / f"{name}.py"
     if not path.exists():
@@ -215,6 +213,17 @@ def load_config(name: str, folder: Path = CONFIGS) -> Config:
         raise InputError(f"{path} has a value that is no plain number, text or tuple ({brief(error)})") from None
 
 
+def differences(before: Config, now: Config) -> list[str]:
+    """Fields that differ, as `section.field is 1, was 2`."""
+    return [
+        f"{section.name}.{field.name} is {new}, was {old}"
+        for section in dataclasses.fields(Config)
+        for field in dataclasses.fields(getattr(now, section.name))
+        if (new := getattr(getattr(now, section.name), field.name))
+        != (old := getattr(getattr(before, section.name), field.name))
+    ]
+
+
 def to_json(config: Config) -> dict[str, Any]:
     """The config as plain lists, dicts, numbers and strings."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
@@ -223,7 +232,7 @@ def to_json(config: Config) -> dict[str, Any]:
 def typed(value: Any, kind: Any, name: str) -> Any:
     """A value out of JSON as the type of a field: lists as tuples, objects as dataclasses; `name` is for errors."""
     choices, origin = get_args(kind), get_origin(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
         kinds = get_type_hints(kind)
         if unknown := [key for key in value if key not in kinds]:
             raise InputError(f"{name} has {brief(unknown[0], 80)!r}, which is no field of it")
@@ -231,9 +240,9 @@ def typed(value: Any, kind: Any, name: str) -> Any:
     if origin is types.UnionType:  # of None and a type
         return None if value is None else typed(value, choices[0], name)
     if origin is tuple and isinstance(value, list):
-        kinds = choices[:1] * len(value) if choices[-1] is ... else choices
-        if len(kinds) == len(value):
-            return tuple(typed(part, choice, name) for part, choice in zip(value, kinds, strict=True))
+        each = choices[:1] * len(value) if choices[-1] is ... else choices
+        if len(each) == len(value):
+            return tuple(typed(part, choice, name) for part, choice in zip(value, each, strict=True))
     if (origin is Literal and value in choices) or type(value) is kind:
         return value
     if kind is float and type(value) is int and abs(value) < 2**1000:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from elmo_jax.config import DataConfig
 from elmo_jax.errors import InputError
-from elmo_jax.files import matching
+from elmo_jax.files import as_path, matching
 from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, Vocabulary, character_ids
 
 BUILTIN = "builtin"
@@ -40,7 +40,7 @@ def find_files(patterns: Sequence[str], option: str) -> list[epath.Path]:
         matches = matching(pattern)
         if not matches:
             problem = f"no file matches {pattern}" if glob.has_magic(pattern) else f"there is no file {pattern}"
-            if epath.Path(pattern).is_dir():
+            if as_path(pattern).is_dir():
                 problem = f"{pattern} is a folder"
             raise InputError(f"{option}: {problem}; give text files, plain or .gz, with a sentence a line")
         files += matches

@@ -26,11 +26,22 @@ def is_remote(path: str | os.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def as_path(path: str | os.PathLike) -> epath.Path:
+    """A path on disk or in an object store."""
+    try:
+        return epath.Path(path)
+    except KeyError:
+        raise InputError(
+            f"{brief(path)} is a URL that cannot be read here; download the file first (the README says where the "
+            "published models are) and give its path, or that of an object store (gs://...)"
+        ) from None
+
+
 def matching(pattern: str) -> list[epath.Path]:
     """Files that match a glob, sorted; folders are left out."""
     if not is_remote(pattern):
         return [epath.Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if not os.path.isdir(name)]
-    path = epath.Path(pattern)
+    path = as_path(pattern)
     while glob.has_magic(os.fspath(path)):
         path = path.parent
     inside = pattern[len(os.fspath(path)) :].lstrip("/")
@@ -53,6 +64,7 @@ def check_output(path: str | os.PathLike, *inputs: str | os.PathLike | None) -> 
         ):
             raise InputError(f"the output {os.fspath(path)} is the file {file}, which is read; give another path")
     if is_remote(path):
+        as_path(path)
         return
     try:
         mode = os.stat(target).st_mode
@@ -97,7 +109,7 @@ def writing(path: str | os.PathLike) -> Iterator[Path]:
 
 def check_input(path: str | os.PathLike) -> None:
     """Refuses what is no regular file: a pipe would be waited for, a device read without end."""
-    if not epath.Path(path).exists():
+    if not as_path(path).exists():
         raise InputError(f"there is no file {os.fspath(path)}")
     if not is_remote(path) and not os.path.isfile(path):
         raise InputError(f"{os.fspath(path)} is not a regular file")

@@ -1,7 +1,7 @@
 """bilm-tf's HDF5 weight files, in and out through one table of names."""
 
 import json
-import re
+import os
 import zlib
 from collections.abc import Mapping
 from itertools import accumulate
@@ -14,7 +14,7 @@ import numpy as np
 from elmo_jax.char_cnn import HIGHWAY
 from elmo_jax.config import ModelConfig, read_options, to_options
 from elmo_jax.errors import InputError, brief, listed
-from elmo_jax.files import unwritable, writing
+from elmo_jax.files import as_path, unwritable, writing
 from elmo_jax.hdf5 import HDF5Writer, floating_dataset, open_hdf5, own_item, read_floats, writing_hdf5
 from elmo_jax.model import parameter_shapes
 from elmo_jax.vocabulary import Vocabulary
@@ -147,15 +147,15 @@ class ModelFolder(NamedTuple):
 
 
 def _no_model(path: Path, what: str) -> InputError:
-    what = f"a URL, {what} here" if re.match(r"https?:/", str(path)) else f"there is {what}"
     return InputError(
         f"{path}: {what}; give a folder with options.json and weights.hdf5, a training workdir, or the two files "
         "themselves. The published ones are to be downloaded first, the README says where they are"
     )
 
 
-def find_model(path: Path) -> Path:
+def find_model(path: str | os.PathLike) -> Path:
     """The model folder of a path: the folder itself, or `model/` in a training workdir."""
+    path = as_path(path)
     if not path.is_dir():
         raise _no_model(path, "no folder")
     if not (path / "options.json").exists() and (path / "config.json").exists():
@@ -174,7 +174,7 @@ class ModelFiles(NamedTuple):
     softmax: Path | None = None
 
 
-def model_files(path: Path) -> ModelFiles:
+def model_files(path: str | os.PathLike) -> ModelFiles:
     """The files in a model folder or training workdir; the two published ones may have their names of old."""
     folder = find_model(path)
 
@@ -191,22 +191,29 @@ def model_files(path: Path) -> ModelFiles:
     return ModelFiles(only("options.json"), only("weights.hdf5"), vocab, softmax)
 
 
-def read_model(options: Path, weights: Path, vocab: Path | None = None, softmax: Path | None = None) -> ModelFolder:
+def read_model(
+    options: str | os.PathLike,
+    weights: str | os.PathLike,
+    vocab: str | os.PathLike | None = None,
+    softmax: str | os.PathLike | None = None,
+) -> ModelFolder:
     """Reads a model's files; models without characters need the vocabulary."""
-    for file in (options, weights):
+    for file in map(as_path, (options, weights)):
         if not file.exists():
             raise _no_model(file, "no such file")
-    model = read_options(options)
-    vocabulary = None if vocab is None else Vocabulary.load(vocab)
+    model = read_options(as_path(options))
+    vocabulary = None if vocab is None else Vocabulary.load(as_path(vocab))
     if model.input == "words" and vocabulary is None:
         raise InputError(f"{options} has no char_cnn: the model reads words by number and needs its vocab.txt")
-    parameters = read_weights(weights, model, len(vocabulary or ()))
+    parameters = read_weights(as_path(weights), model, len(vocabulary or ()))
     if softmax is not None and vocabulary is None:
         raise InputError(f"{softmax} needs the vocab.txt that says which word each of its rows stands for")
-    return ModelFolder(model, parameters, vocabulary, softmax and read_softmax(softmax, model, len(vocabulary or ())))
+    return ModelFolder(
+        model, parameters, vocabulary, softmax and read_softmax(as_path(softmax), model, len(vocabulary or ()))
+    )
 
 
-def read_folder(path: Path, with_softmax: bool = False) -> ModelFolder:
+def read_folder(path: str | os.PathLike, with_softmax: bool = False) -> ModelFolder:
     """Reads a model folder or the model of a training workdir."""
     files = model_files(path)
     return read_model(*(files if with_softmax else files[:3]))

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT, SMALL, random_weights, relative_error, write_random_model
-from etils import epath
 
 from elmo_jax.config import ModelConfig, from_options, read_options
 from elmo_jax.errors import InputError
@@ -141,6 +140,10 @@ def linked_group(file, other):
     file["char_embed"] = VALUES
 
 
+def half_the_chunks(file, other):
+    file.create_dataset("char_embed", SHAPE, "f4", chunks=(9, 3))[:99] = VALUES[:99]
+
+
 def many_unknown(file, other):
     file["char_embed"] = VALUES
     for number in range(2000):
@@ -159,15 +162,15 @@ CRAFTED = {
     "integers": (lambda f, other: f.update({"char_embed": VALUES.astype(int)}), "no floating numbers"),
     "booleans": (lambda f, other: f.update({"char_embed": VALUES > 0}), "no floating numbers"),
     "strings": (lambda f, other: f.update({"char_embed": np.full(SHAPE, b"abcd")}), "no floating numbers"),
-    "an enum": (lambda f, other: f.create_dataset("char_embed", data=VALUES > 0, dtype=h5py.enum_dtype({"a": 1})), "no"),
+    "an enum": (
+        lambda f, other: f.create_dataset("char_embed", data=VALUES > 0, dtype=h5py.enum_dtype({"a": 1})),
+        "no floating numbers",
+    ),
     "complex": (lambda f, other: f.update({"char_embed": VALUES.astype(np.complex64)}), "no floating numbers"),
     "no space": (lambda f, other: f.update({"char_embed": h5py.Empty("f4")}), "never written whole"),
     "not written": (lambda f, other: f.create_dataset("char_embed", SHAPE, "f4"), "never written whole"),
     "no chunk": (lambda f, other: f.create_dataset("char_embed", SHAPE, "f4", chunks=(9, 3)), "never written whole"),
-    "half the chunks": (
-        lambda f, other: f.create_dataset("char_embed", SHAPE, "f4", chunks=(9, 3)).write_direct(VALUES, np.s_[:99], np.s_[:99]),
-        "never written whole",
-    ),
+    "half the chunks": (half_the_chunks, "never written whole"),
     "huge chunks": (
         lambda f, other: f.create_dataset("char_embed", SHAPE, "f4", chunks=(10**5, 10**4), maxshape=(None, None)),
         "never written whole",
@@ -306,7 +309,7 @@ print(*ends["own"], *ends["plain"])
 
 @pytest.mark.parametrize("count", [150, pytest.param(3000, marks=pytest.mark.slow)])
 def test_damaged_files(tmp_path, count):
-    """Every damage is one clear error, or our own file is read as it was, others as finite numbers. No crash, no wait."""
+    """Every damage is one error, or our own file is read as it was, others as finite numbers: no crash, no wait."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     command = [sys.executable, "-c", DAMAGE, str(tmp_path), str(count)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60 + count / 5)
@@ -337,12 +340,10 @@ def test_a_folder_as_downloaded(tmp_path):
 def test_models_that_are_not_there(tmp_path):
     folder = write_random_model(tmp_path / "model", SMALL)
     for path in (tmp_path / "original", folder / "weights.hdf5"):
-        with pytest.raises(
-            InputError, match="no folder; give a folder with .* The published ones are to be downloaded"
-        ):
+        with pytest.raises(InputError, match=r"no folder; give a folder with .* published ones are to be downloaded"):
             read_folder(path)
-    with pytest.raises(InputError, match="a URL, no folder here; .* the README says where they are"):
-        read_folder(epath.Path("https://example.org/elmo"))
+    with pytest.raises(InputError, match=r"https://example.org/elmo is a URL .*the README says where the published"):
+        read_folder("https://example.org/elmo")
     options, weights = folder / "options.json", folder / "weights.hdf5"
     with pytest.raises(InputError, match=r"no such file; .* the two files themselves"):
         read_model(options, folder / "no.hdf5")
