@@ -11,7 +11,7 @@ from etils import epath
 from tqdm import tqdm
 
 from elmo_jax.compilation import keep_compiled
-from elmo_jax.config import Precision, from_json
+from elmo_jax.config import Precision
 from elmo_jax.corpus import Corpus, WordCounts, find_files, read_input, sentences
 from elmo_jax.dump import nearest as nearest_in_dump
 from elmo_jax.dump import write_hdf5
@@ -254,12 +254,12 @@ def export(
         from elmo_jax.pretraining import checkpoint_shapes
         from elmo_jax.workdir import Workdir
     run = Workdir(epath.Path(workdir))
-    saved, vocabulary = run.saved(), run.vocabulary()
-    if saved is None or vocabulary is None:
+    begun = run.begun() if run.config.exists() else None
+    if begun is None or begun.vocabulary is None:
         raise InputError(f"{workdir} is not the folder of a training run: it has no config.json and vocab.txt")
     if best and step is not None:
         raise InputError("--step and --best exclude each other")
-    config = from_json(saved, str(run.config))
+    model, vocabulary = begun.config.model, begun.vocabulary
     with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
         perplexities = {
             step: value for step, value in run.heldout_perplexities().items() if step in checkpoints.steps()
@@ -267,10 +267,10 @@ def export(
         choices = sorted(perplexities, key=perplexities.__getitem__) if best else checkpoints.steps()[::-1]
         if step is None and not choices:
             raise InputError(f"{workdir} has no checkpoint{' with held-out perplexity' if best else ''} yet")
-        like = checkpoint_shapes(config.model, len(vocabulary))
-        checkpoint = checkpoints.read(choices[0] if step is None else step, like, saved["rows"])
+        like = checkpoint_shapes(model, len(vocabulary))
+        checkpoint = checkpoints.read(choices[0] if step is None else step, like, begun.rows)
     folder = run.model if output is None else epath.Path(output)
-    write_folder(folder, config.model, checkpoint.shared_state.parameters, vocabulary)
+    write_folder(folder, model, checkpoint.shared_state.parameters, vocabulary)
     print(f"wrote the model of step {checkpoint.step:,} to {folder}")
 
 

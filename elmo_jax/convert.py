@@ -111,7 +111,7 @@ def convert(source: epath.Path, dest: epath.Path, vocab: epath.Path, rows: int |
     parameters = tree_of(model, values)
     rows = config.train.batch_size if rows is None else rows
     workdir = Workdir(dest)
-    workdir.create(config, rows, vocabulary, None)
+    workdir.create(None, config, rows, vocabulary, None)
     write_folder(workdir.model, model, parameters, vocabulary)
     state = TrainState(np.array(step, np.int32), parameters, tree_of(model, slots))
     checkpoints = Checkpoints(workdir.checkpoints)

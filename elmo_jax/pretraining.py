@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from elmo_jax import parallel, training
 from elmo_jax.checkpoint import Checkpoint, Checkpoints
-from elmo_jax.config import Config, ModelConfig, check, from_json, load_config, to_json
+from elmo_jax.config import Config, ModelConfig, check, differences, load_config, to_json
 from elmo_jax.corpus import Corpus, read_corpora
 from elmo_jax.errors import InputError
 from elmo_jax.evaluation import evaluator
@@ -28,7 +28,7 @@ from elmo_jax.modules import init_bilm, init_softmax
 from elmo_jax.streams import Batch, LanguageModelStream, prefetch, word_table
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import ModelFolder, read_folder, read_model, write_folder
-from elmo_jax.workdir import Workdir, differences
+from elmo_jax.workdir import Workdir
 
 # Checkpoints and measurements begin at this step, then come at every doubling until their regular distance is reached.
 FIRST_DUE = 16
@@ -300,10 +300,11 @@ def prepare(arguments: Arguments, resources: contextlib.ExitStack) -> Run:
     """A new run, or the one in the workdir where its newest checkpoint stands; all processes agree on it."""
     workdir = Workdir(epath.Path(arguments.workdir), writes=parallel.is_first_process())
     resources.enter_context(workdir.locked())
-    config, init = choose_model(arguments, workdir)
+    begun = workdir.begun()
+    config, init = choose_model(arguments, begun and begun.config)
     check(config)
-    rows = workdir.check(config, parallel.global_device_count())
-    text, heldout = read_corpora(config.data, workdir.vocabulary(), init and init.vocabulary)
+    rows = workdir.rows(begun, config, parallel.global_device_count())
+    text, heldout = read_corpora(config.data, begun and begun.vocabulary, init and init.vocabulary)
     vocabulary = text.vocabulary
     if config.train.softmax == "sampled" and config.train.negatives >= len(vocabulary):
         raise InputError(
@@ -316,7 +317,7 @@ def prepare(arguments: Arguments, resources: contextlib.ExitStack) -> Run:
     settings = to_json(config) | {"data": config.data.shuffle}  # of the text its content counts, not where it lies
     compared = {"config": settings, "text": fingerprint, "JAX": jax.__version__}
     parallel.check_same({name: zlib.crc32(repr(value).encode()) for name, value in compared.items()})
-    workdir.create(config, rows, vocabulary, fingerprint)
+    workdir.create(begun, config, rows, vocabulary, fingerprint)
     parallel.barrier("created")
     checkpoints = resources.enter_context(Checkpoints(workdir.checkpoints))
     checkpoint = restore(config, workdir, checkpoints, len(vocabulary), rows)
@@ -348,21 +349,17 @@ def prepare(arguments: Arguments, resources: contextlib.ExitStack) -> Run:
     )
 
 
-def choose_model(arguments: Arguments, workdir: Workdir) -> tuple[Config, ModelFolder | None]:
-    """The config with the model of --init, and what --init holds if the run is new."""
-    config, saved, init = arguments.config, workdir.saved(), None
+def choose_model(arguments: Arguments, before: Config | None) -> tuple[Config, ModelFolder | None]:
+    """The config with the model of --init, and what --init holds if the run is new (it has no config `before`)."""
+    config, init = arguments.config, None
     if not arguments.init:
         return config, None
-    if saved is not None:
-        model = from_json(saved, str(workdir.config)).model
-    elif len(arguments.init) == 1:
-        init = read_folder(epath.Path(arguments.init[0]), with_softmax=True)
-        model = init.model
-    elif len(arguments.init) == 2:
-        init = read_model(*map(epath.Path, arguments.init))
-        model = init.model
-    else:
+    if len(arguments.init) > 2:
         raise InputError(f"--init has {len(arguments.init)} paths; give a folder, or options.json and weights.hdf5")
+    if before is None:
+        paths = [epath.Path(path) for path in arguments.init]
+        init = read_folder(*paths, with_softmax=True) if len(paths) == 1 else read_model(*paths)
+    model = before.model if before is not None else init.model
     asked = {change.split()[0] for change in differences(load_config(arguments.name), config)}
     contrary = [change for change in differences(Config(model), config) if change.split()[0] in asked]
     contrary = [change for change in contrary if change.startswith("model.")]

@@ -1,7 +1,6 @@
 """A training run's folder: config.json, vocab.txt, metrics.jsonl, checkpoints/, model/, profile/."""
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
@@ -9,11 +8,11 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
-from elmo_jax.config import Config, from_json, to_json
+from elmo_jax.config import Config, differences, from_json, to_json
 from elmo_jax.errors import InputError
 from elmo_jax.files import is_remote, read_json, writing
 from elmo_jax.vocabulary import Vocabulary
@@ -26,6 +25,15 @@ FREE = {
     *("train.profile", "data.train", "data.heldout", "data.vocab"),
 }
 MOST_ROWS = 10**7
+
+
+class Begun(NamedTuple):
+    """A run that has begun: its settings, its rows on all devices, what its text was, its vocabulary."""
+
+    config: Config
+    rows: int
+    text: dict[str, Any]
+    vocabulary: Vocabulary | None
 
 
 class Workdir:
@@ -65,25 +73,27 @@ class Workdir:
                 for folder in made:
                     folder.rmdir()
 
-    def saved(self) -> dict[str, Any] | None:
-        """What config.json holds; None if this is a new folder."""
+    def begun(self) -> Begun | None:
+        """The run that is here; None if this is a new folder."""
         try:
-            if self.config.exists():
-                return read_json(self.config)
-            if self.path.exists() and any(file.name != "lock" for file in self.path.iterdir()):
-                raise InputError(f"{self.path} holds files but no config.json; give a new folder, or that of a run")
+            if not self.config.exists():
+                if self.path.exists() and any(file.name != "lock" for file in self.path.iterdir()):
+                    raise InputError(f"{self.path} holds files but no config.json; give a new folder, or that of a run")
+                return None
+            saved = read_json(self.config)
+            config, rows, text = from_json(saved, str(self.config)), saved.get("rows"), saved.get("text") or {}
+            files = [file for file in (self.path / "vocab.txt", self.model / "vocab.txt") if file.exists()]
         except (OSError, ImportError) as error:
             raise InputError(f"cannot read {self.path} ({error}); give another --workdir") from None
-        return None
-
-    def check(self, config: Config, devices: int) -> int:
-        """Rows of the run on all devices: those of a new run, or of the one that is here, if its config agrees."""
-        saved = self.saved()
-        if saved is None:
-            return config.train.batch_size * devices
-        before, rows = from_json(saved, str(self.config)), saved.get("rows")
-        if type(rows) is not int or not 0 < rows <= MOST_ROWS:
+        if type(rows) is not int or not 0 < rows <= MOST_ROWS or not isinstance(text, dict):
             raise InputError(f"{self.config} has rows {str(rows)[:30]!r}; it must be a number from 1 to {MOST_ROWS}")
+        return Begun(config, rows, text, Vocabulary.load(files[0]) if files else None)
+
+    def rows(self, begun: Begun | None, config: Config, devices: int) -> int:
+        """Rows of the run on all devices: those of a new run, or of the one that has begun, if its config agrees."""
+        if begun is None:
+            return config.train.batch_size * devices
+        before, rows = begun.config, begun.rows
         changes = [change for change in differences(before, config) if change.split()[0] not in FREE]
         if not before.data.train:  # a converted run: the first command that goes on with it says on what text
             changes = [change for change in changes if not change.startswith("data.")]
@@ -103,15 +113,12 @@ class Workdir:
             )
         return rows
 
-    def vocabulary(self) -> Vocabulary | None:
-        """The vocabulary that the run began with."""
-        files = (self.path / "vocab.txt", self.model / "vocab.txt")
-        return next((Vocabulary.load(file) for file in files if self.config.exists() and file.exists()), None)
-
-    def create(self, config: Config, rows: int, vocabulary: Vocabulary, text: dict[str, Any] | None) -> None:
+    def create(
+        self, begun: Begun | None, config: Config, rows: int, vocabulary: Vocabulary, text: dict[str, Any] | None
+    ) -> None:
         """Writes config.json; the text and the vocabulary must be those that the run began with, if it has begun."""
-        before = (self.saved() or {}).get("text") or {}
-        others = [f"{name} {text.get(name)}, was {value}" for name, value in before.items() if text.get(name) != value]
+        before = begun.text.items() if begun and text else ()
+        others = [f"{name} {text.get(name)}, was {value}" for name, value in before if text.get(name) != value]
         if others:
             raise InputError(
                 f"the text or the vocabulary is not that of the run in {self.path}: {'; '.join(others)}. "
@@ -154,13 +161,12 @@ class Workdir:
     def keep_metrics(self, step: int) -> None:
         """Drops the lines of steps after `step`, which the run is about to repeat."""
         if self.writes and self.metrics.exists():
-            kept = [json.dumps(line) + "\n" for line in self.lines() if line["step"] <= step]
-            self._write(self.metrics, "".join(kept))
+            self._write(self.metrics, "".join(json.dumps(line) + "\n" for line in self.lines() if line["step"] <= step))
 
     def heldout_perplexities(self) -> dict[int, float]:
         """The measured perplexity of held-out text by step."""
-        lines = [line for line in self.lines() if isinstance(line.get("heldout_perplexity"), float)]
-        return {line["step"]: line["heldout_perplexity"] for line in lines}
+        name = "heldout_perplexity"
+        return {line["step"]: line[name] for line in self.lines() if isinstance(line.get(name), float)}
 
     def log(self, **values: Any) -> None:
         """Adds a line to metrics.jsonl; numbers that are not finite become null."""
@@ -219,14 +225,3 @@ def _lock(path: Path) -> int:
             os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
             return lock
         os.close(lock)  # the run before has just taken its lock away
-
-
-def differences(before: Config, now: Config) -> list[str]:
-    """Fields that differ, as `section.field is 1, was 2`."""
-    return [
-        f"{section.name}.{field.name} is {new}, was {old}"
-        for section in dataclasses.fields(Config)
-        for field in dataclasses.fields(getattr(now, section.name))
-        if (new := getattr(getattr(now, section.name), field.name))
-        != (old := getattr(getattr(before, section.name), field.name))
-    ]
