@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Literal
 
 import tyro
-from etils import epath
 from tqdm import tqdm
 
 from elmo_jax.compilation import keep_compiled
@@ -17,7 +16,7 @@ from elmo_jax.dump import nearest as nearest_in_dump
 from elmo_jax.dump import write_hdf5
 from elmo_jax.elmo import Layers, Mix, StateMode, load
 from elmo_jax.errors import InputError, exit_on_bad_input
-from elmo_jax.files import check_output
+from elmo_jax.files import as_path, check_output
 from elmo_jax.model import start_state
 from elmo_jax.streams import LanguageModelStream, word_table
 from elmo_jax.vocabulary import Vocabulary
@@ -96,7 +95,7 @@ def embed(
 def _model_files(model: str | None, *files: str | None) -> list[str]:
     """The files that a model is read from."""
     given = [file for file in files if file is not None]
-    folder = epath.Path(model) if model is not None else None
+    folder = as_path(model) if model is not None else None
     if folder is not None and folder.is_dir():
         given += [str(file) for file in (*folder.iterdir(), *(folder / "model").glob("*"))]
     return given
@@ -126,7 +125,7 @@ def vocab(
     if not counts.tokens:
         raise InputError(f"{' '.join(text)} has no words; give text with a sentence a line, tokens separated by spaces")
     vocabulary = Vocabulary.from_counts(counts, max_size, min_count)
-    vocabulary.save(epath.Path(output))
+    vocabulary.save(as_path(output))
     words = known = covered = cut = 0
     for word, count in counts:
         words += 1
@@ -194,9 +193,9 @@ def perplexity(
 
 def _read_model(model: str | None, *files: str | None) -> ModelFolder:
     """A model with its softmax, from a folder or from its files (options, weights, vocab, softmax)."""
-    options, weights, *others = (None if file is None else epath.Path(file) for file in files)
+    options, weights, *others = (None if file is None else as_path(file) for file in files)
     if model is not None and not any(files):
-        return read_folder(epath.Path(model), with_softmax=True)
+        return read_folder(as_path(model), with_softmax=True)
     if model is None and options is not None and weights is not None:
         return read_model(options, weights, *others)
     raise InputError("give --model, or --options and --weights with --vocab and --softmax")
@@ -212,7 +211,7 @@ def nearest(embeddings: tyro.conf.Positional[str], word: str, neighbours: int = 
     """
     if neighbours < 1:
         raise InputError(f"neighbours is {neighbours}; it must be 1 or more")
-    for occurrence in nearest_in_dump(epath.Path(embeddings), word, neighbours):
+    for occurrence in nearest_in_dump(as_path(embeddings), word, neighbours):
         print(occurrence.context)
         for similarity, context in itertools.chain(occurrence.same_word, occurrence.other_words):
             print(f"    {similarity:.3f}  {context}")
@@ -234,7 +233,7 @@ def convert(
     """
     with needing("train"):
         from elmo_jax.convert import convert as convert_checkpoint
-    convert_checkpoint(epath.Path(source), epath.Path(dest), epath.Path(vocab), rows)
+    convert_checkpoint(as_path(source), as_path(dest), as_path(vocab), rows)
     print(f"wrote {dest}")
 
 
@@ -253,7 +252,7 @@ def export(
         from elmo_jax.checkpoint import Checkpoints
         from elmo_jax.pretraining import checkpoint_shapes
         from elmo_jax.workdir import Workdir
-    run = Workdir(epath.Path(workdir))
+    run = Workdir(as_path(workdir))
     begun = run.begun() if run.config.exists() else None
     if begun is None or begun.vocabulary is None:
         raise InputError(f"{workdir} is not the folder of a training run: it has no config.json and vocab.txt")
@@ -269,7 +268,7 @@ def export(
             raise InputError(f"{workdir} has no checkpoint{' with held-out perplexity' if best else ''} yet")
         like = checkpoint_shapes(model, len(vocabulary))
         checkpoint = checkpoints.read(choices[0] if step is None else step, like, begun.rows)
-    folder = run.model if output is None else epath.Path(output)
+    folder = run.model if output is None else as_path(output)
     write_folder(folder, model, checkpoint.shared_state.parameters, vocabulary)
     print(f"wrote the model of step {checkpoint.step:,} to {folder}")
 

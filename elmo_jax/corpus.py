@@ -242,8 +242,8 @@ def read_corpora(
         raise InputError("data.train is not given; give --data.train FILE_OR_GLOB, or builtin for the built-in text")
     train = functools.partial(sentences, data.train, "--data.train")
     given = None
-    if data.vocab is not None and (of_run is None or epath.Path(data.vocab).exists()):
-        given = Vocabulary.load(epath.Path(data.vocab))
+    if data.vocab is not None and (of_run is None or as_path(data.vocab).exists()):
+        given = Vocabulary.load(as_path(data.vocab))
     if of_run is not None and given is not None and given.words != of_run.words:
         raise InputError(f"{data.vocab} is not the vocabulary that the run began with; leave --data.vocab out to go on")
     vocabulary = of_run or given or of_init or Vocabulary.from_counts(WordCounts(train(progress="counting words")))

@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 import tyro
-from etils import epath
 from tqdm import tqdm
 
 from elmo_jax import parallel, training
@@ -22,6 +21,7 @@ from elmo_jax.config import Config, ModelConfig, check, differences, load_config
 from elmo_jax.corpus import Corpus, read_corpora
 from elmo_jax.errors import InputError
 from elmo_jax.evaluation import evaluator
+from elmo_jax.files import as_path
 from elmo_jax.lifecycle import Profiler, Termination, Told
 from elmo_jax.model import State, zero_state
 from elmo_jax.modules import init_bilm, init_softmax
@@ -298,7 +298,7 @@ def train(run: Run) -> None:
 
 def prepare(arguments: Arguments, resources: contextlib.ExitStack) -> Run:
     """A new run, or the one in the workdir where its newest checkpoint stands; all processes agree on it."""
-    workdir = Workdir(epath.Path(arguments.workdir), writes=parallel.is_first_process())
+    workdir = Workdir(as_path(arguments.workdir), writes=parallel.is_first_process())
     resources.enter_context(workdir.locked())
     begun = workdir.begun()
     config, init = choose_model(arguments, begun and begun.config)
@@ -357,7 +357,7 @@ def choose_model(arguments: Arguments, before: Config | None) -> tuple[Config, M
     if len(arguments.init) > 2:
         raise InputError(f"--init has {len(arguments.init)} paths; give a folder, or options.json and weights.hdf5")
     if before is None:
-        paths = [epath.Path(path) for path in arguments.init]
+        paths = [as_path(path) for path in arguments.init]
         init = read_folder(*paths, with_softmax=True) if len(paths) == 1 else read_model(*paths)
     model = before.model if before is not None else init.model
     asked = {change.split()[0] for change in differences(load_config(arguments.name), config)}

@@ -115,6 +115,42 @@ def test_gs_paths_need_their_extra(capsys, project):
     assert "install gcsfs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["embed", "--model", "gs://bucket/model", "--input", "text.txt", "--output", "out.hdf5"],
+        ["embed", "--model", "model", "--input", "gs://bucket/text", "--output", "out.hdf5"],
+        ["vocab", "gs://bucket/text", "--output", "vocab.txt"],
+        ["perplexity", "--model", "gs://bucket/model", "--input", "text.txt"],
+        ["nearest", "gs://bucket/out.hdf5", "--word", "a"],
+        ["convert", "gs://bucket/source", "gs://bucket/dest", "--vocab", "vocab.txt"],
+        ["export", "gs://bucket/run"],
+    ],
+)
+def test_object_stores_in_every_command(capsys, monkeypatch, project, tmp_path, command):
+    """The path arrives as it was given: the store is asked for it, here in vain."""
+    if any(importlib.util.find_spec(name) for name in ("gcsfs", "tensorflow")):
+        pytest.skip("object stores can be read here")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("w1 w2")
+    (tmp_path / "model").symlink_to(project / "run" / "model")
+    fails(tools.main, command, "install gcsfs", capsys)
+    fails(tools.main, [word.replace("gs:", "https:") for word in command], "https://bucket", capsys)
+
+
+def test_bad_input_of_perplexity(project, capsys):
+    command = ["perplexity", "--model", project / "run", "--input", project / "other.txt"]
+    fails(tools.main, [*command, "--window", "0"], "window is 0; it must be 1 or more", capsys)
+    fails(tools.main, [*command, "--options", "o.json"], "give --model, or --options and --weights", capsys)
+    files = {name: project / "run" / "model" / f"{name}.hdf5" for name in ("weights", "softmax")}
+    options = [option for name, path in files.items() for option in (f"--{name}", path)]
+    options += ["--options", project / "run" / "model" / "options.json", "--vocab", project / "run" / "vocab.txt"]
+    tools.main([str(word) for word in [*command[:1], *command[3:], *options, "--batch_size", "4"]])
+    by_files = capsys.readouterr().out
+    tools.main([str(word) for word in [*command, "--batch_size", "4"]])
+    assert by_files == capsys.readouterr().out
+
+
 def test_distributed_options_go_together(capsys, project, tmp_path):
     with pytest.raises(SystemExit) as end:
         train.main([str(project / "mine.py"), "--workdir", str(tmp_path), "--distributed.process_id", "1"])
