@@ -45,6 +45,43 @@ def test_unreadable_files(tmp_path, name, content, message):
         list(sentences([str(tmp_path / name)], "TEXT"))
 
 
+def test_damaged_gzip_files(tmp_path):
+    """Each is one clear error, or has the same text: not all of a gzip file's header counts."""
+    lines = [[f"w{n}" for n in np.random.default_rng(seed).integers(99, size=9)] for seed in range(9)]
+    whole = gzip.compress("\n".join(map(" ".join, lines)).encode(), mtime=0)
+    path, refused = tmp_path / "text.gz", 0
+    for seed in range(400):
+        generator = np.random.default_rng(seed)
+        data = bytearray(whole)
+        place = int(generator.integers(len(data)))
+        if seed % 4 == 0:
+            del data[place:]
+        else:
+            data[place] ^= 1 << int(generator.integers(8))
+        path.write_bytes(data)
+        try:
+            assert list(sentences([str(path)], "TEXT")) == (lines if data else [])
+        except InputError as error:
+            assert "not a whole gzip file" in str(error) or "is not UTF-8" in str(error)  # noqa: PT017
+            refused += 1
+    assert refused > 350
+
+
+def test_byte_order_marks_are_read_as_nothing(tmp_path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("the cat\nsat", encoding="utf-8-sig")
+    assert list(sentences([f"{tmp_path}/*.txt"], "TEXT")) == 2 * [["the", "cat"], ["sat"]]
+    (tmp_path / "a.txt").write_text("the cat", encoding="utf-16")
+    with pytest.raises(InputError, match="line 1, is not UTF-8"):
+        list(read_input(f"{tmp_path}/a.txt"))
+
+
+def test_closed_standard_input(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)  # what Python makes of `<&-`
+    with pytest.raises(InputError, match="standard input, which is closed"):
+        read_input("-")
+
+
 def test_missing_files(tmp_path):
     with pytest.raises(InputError, match=r"--data.train: no file matches .*/\*.txt"):
         find_files([f"{tmp_path}/*.txt"], "--data.train")

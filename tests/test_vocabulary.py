@@ -36,6 +36,45 @@ def test_vocabulary_file(tmp_path):
     assert Vocabulary.load(path).words == vocabulary.words
 
 
+def test_a_byte_order_mark_is_read_as_nothing(tmp_path):
+    (tmp_path / "vocab.txt").write_text("<S>\n</S>\n<UNK>\nthe", encoding="utf-8-sig")
+    assert Vocabulary.load(tmp_path / "vocab.txt").words == ["<S>", "</S>", "<UNK>", "the"]
+    (tmp_path / "vocab.txt").write_text("<S>\n</S>\n<UNK>\nthe", encoding="utf-16")
+    with pytest.raises(InputError, match="is not UTF-8"):
+        Vocabulary.load(tmp_path / "vocab.txt")
+
+
+def test_damaged_vocabularies(tmp_path):
+    """Each is one clear error, or has the words that its lines say."""
+    path = tmp_path / "vocab.txt"
+    whole = "<S>\n</S>\n<UNK>\nthe\nüber\n猫\ncat\n".encode()
+    refused = 0
+    for seed in range(600):
+        generator = np.random.default_rng(seed)
+        data = bytearray(whole)
+        place = int(generator.integers(len(data)))
+        if seed % 3 == 0:
+            del data[place : place + int(generator.integers(1, 20))]
+        else:
+            data[place] = generator.integers(256) if seed % 3 == 1 else ord("\n")
+        path.write_bytes(data)
+        try:
+            words = [line.strip() for line in data.decode().removesuffix("\n").split("\n")]
+            right = words if {"<S>", "</S>", "<UNK>"} <= set(words) else None
+        except UnicodeDecodeError:
+            right = None
+        if right is None:
+            refused += 1
+            with pytest.raises(InputError, match=r"vocab.txt (is not UTF-8|\(\d+ words\) lacks )") as error:
+                Vocabulary.load(path)
+            assert len(str(error.value)) < 400
+        else:
+            assert Vocabulary.load(path).words == right
+    assert 200 < refused < 500
+    with pytest.raises(InputError, match="cannot read the vocabulary file"):
+        Vocabulary.load(tmp_path)
+
+
 def test_missing_special_words():
     with pytest.raises(InputError, match="lacks <S> <UNK>"):
         Vocabulary(["</S>", "the"])
