@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from elmo_jax.errors import InputError, brief
-from elmo_jax.hdf5 import floating_dataset, open_hdf5, own_dataset, read_floats, writing_hdf5
+from elmo_jax.hdf5 import floating_dataset, open_hdf5, own_dataset, own_item, read_floats, writing_hdf5
 
 INDEX = "sentence_to_index"
 # What readers with NumPy 1 take as one string.
@@ -123,7 +123,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 def _read_index(file: h5py.File) -> list[tuple[str, str]]:
     """Sentences and the names of their datasets."""
-    if INDEX not in file:
+    if own_item(file, INDEX) is None:
         raise InputError(f"not a file that embed wrote: it has no {INDEX}")
     dataset = own_dataset(file, INDEX)
     if dataset.shape != (1,) or h5py.check_string_dtype(dataset.dtype) is None:
@@ -139,9 +139,7 @@ def _read_index(file: h5py.File) -> list[tuple[str, str]]:
 
 def _vectors(file: h5py.File, text: str, name: str, width: int | None = None) -> np.ndarray:
     """Vectors [tokens, 2P] of a sentence; the width is that of the others."""
-    dataset = floating_dataset(file, name) if name in file else None
-    if dataset is None:
-        raise InputError(f"it has no dataset {brief(name, 80)} for a sentence of {INDEX}")
+    dataset = floating_dataset(file, name)
     if dataset.ndim != 2 or len(dataset) != len(text.split()) or not dataset.shape[1]:
         raise InputError(
             f"dataset {brief(name, 80)} is {dataset.shape}, not one vector for each of {len(text.split())} tokens; "

@@ -9,13 +9,12 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
-from etils import epath
 from tqdm import tqdm
 
 from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.engine import Engine, Request, StateMode
 from elmo_jax.errors import InputError
-from elmo_jax.files import is_remote
+from elmo_jax.files import as_path, is_remote
 from elmo_jax.parallel import check_process
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import ModelFolder, read_folder, read_model
@@ -55,7 +54,7 @@ def load(
     check_process()
     given = {"model": model, "options": options, "weights": weights, "vocab": vocab}
     source = {name: _absolute(name, path) for name, path in given.items() if path is not None}
-    paths = {name: epath.Path(path) for name, path in source.items()}
+    paths = {name: as_path(path) for name, path in source.items()}
     if paths.keys() == {"model"}:
         folder = read_folder(paths["model"])
     elif paths.keys() - {"vocab"} in ({"model", "weights"}, {"options", "weights"}):

@@ -56,6 +56,8 @@ def own_dataset(file: h5py.File, name: str) -> h5py.Dataset:
     External or virtual storage would read other files, filters may blow up, and what was never written would be zeros.
     """
     item = own_item(file, name)
+    if item is None:
+        raise InputError(f"it has no dataset {brief(name, 80)}")
     if not isinstance(item, h5py.Dataset):
         raise InputError(f"{brief(name, 80)} is no dataset")
     storage = item.id.get_create_plist()

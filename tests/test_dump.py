@@ -166,6 +166,14 @@ def group(name):
     return change
 
 
+def linked(name):
+    def change(file):
+        del file[name]
+        file[name] = h5py.ExternalLink("/no/file", name)
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -185,6 +193,8 @@ def group(name):
         (index(b'{"a cat": "sentence_to_index"}'), "no floating numbers"),
         (index(b'{"a cat sat": "0"}'), r"dataset 0 is \(2, 5\), not one vector for each of 3 tokens"),
         (group("0"), "0 is no dataset"),
+        (linked("0"), "0 is a link"),
+        (linked("sentence_to_index"), "sentence_to_index is a link"),
         (replaced("0", data=np.ones((3, 2, 5))), r"is \(3, 2, 5\), not one vector"),
         (replaced("0", data=np.ones((2, 0))), "not one vector"),
         (replaced("1", data=np.ones((3, 6))), "has vectors of 6 numbers, others of 5"),
