@@ -1,10 +1,12 @@
 """Every setting with its default and its source; `options.json` in and out."""
 
 import dataclasses
+import functools
 import json
 import math
 import runpy
 import types
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -289,25 +291,48 @@ def to_options(model: ModelConfig, vocabulary_size: int | None = None) -> dict[s
     return options
 
 
+def _option(options: dict[str, Any], source: str, path: str, kinds: tuple[type, ...], *default: Any) -> Any:
+    """The value at `a.b` of options, of one of these types; without a default it must be there."""
+    value: Any = options
+    for key in path.split("."):
+        if not isinstance(value, dict) or key not in value:
+            if default:
+                return default[0]
+            raise InputError(f"{source} lacks {path}; a bilm-tf options.json has it")
+        value = value[key]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise InputError(f"{source} has {path} {brief(repr(value), 80)}; it must be {names}")
+    return value
+
+
+def _character_options(get: Callable[..., Any], source: str) -> dict[str, Any]:
+    """The char CNN's part of `from_options`."""
+    filters, activation = get("char_cnn.filters", (list,)), get("char_cnn.activation", (str,))
+    characters = get("char_cnn.n_characters", (int,), 262)
+    if not all(isinstance(pair, list) and [type(number) for number in pair] == [int, int] for pair in filters):
+        raise InputError(f"{source} has char_cnn.filters {brief(filters)}; it must be a list of [width, number]")
+    if characters not in (261, 262):
+        raise InputError(f"{source} has char_cnn.n_characters {brief(characters, 30)}; it is 261 or 262")
+    if activation not in ("relu", "tanh"):
+        raise InputError(f"{source} has char_cnn.activation {brief(repr(activation), 80)}; relu and tanh are accepted")
+    return {
+        "input": "characters",
+        "activation": activation,
+        "character_dim": get("char_cnn.embedding.dim", (int,)),
+        "filters": tuple((width, number) for width, number in filters),
+        "highway_layers": get("char_cnn.n_highway", (int, type(None)), 0) or 0,
+        "max_characters": get("char_cnn.max_characters_per_token", (int,)),
+    }
+
+
 def from_options(options: dict[str, Any], source: str) -> ModelConfig:
     """Reads a published options.json, already parsed; `source` names it in errors.
 
     Without `char_cnn` the model reads words by number, as in bilm-tf. `n_characters` may be 261 (bilm-tf's training)
     or 262 (its inference): the same model.
     """
-
-    def get(path: str, kinds: tuple[type, ...], *default: Any) -> Any:
-        value: Any = options
-        for key in path.split("."):
-            if not isinstance(value, dict) or key not in value:
-                if default:
-                    return default[0]
-                raise InputError(f"{source} lacks {path}; a bilm-tf options.json has it")
-            value = value[key]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-            raise InputError(f"{source} has {path} {brief(repr(value), 80)}; it must be {names}")
-        return value
+    get = functools.partial(_option, options, source)
 
     def clip(path: str) -> float | None:
         value = get(path, (int, float, type(None)), None)
@@ -326,25 +351,9 @@ def from_options(options: dict[str, Any], source: str) -> ModelConfig:
         "input": "words",
     }
     if "char_cnn" in options:
-        filters = get("char_cnn.filters", (list,))
-        if not all(isinstance(pair, list) and [type(number) for number in pair] == [int, int] for pair in filters):
-            raise InputError(f"{source} has char_cnn.filters {brief(filters)}; it must be a list of [width, number]")
-        values |= {
-            "input": "characters",
-            "activation": get("char_cnn.activation", (str,)),
-            "character_dim": get("char_cnn.embedding.dim", (int,)),
-            "filters": tuple((width, number) for width, number in filters),
-            "highway_layers": get("char_cnn.n_highway", (int, type(None)), 0) or 0,
-            "max_characters": get("char_cnn.max_characters_per_token", (int,)),
-        }
-        if get("char_cnn.n_characters", (int,), 262) not in (261, 262):
-            number = brief(get("char_cnn.n_characters", (int,)), 30)
-            raise InputError(f"{source} has char_cnn.n_characters {number}; it is 261 or 262")
-        if values["activation"] not in ("relu", "tanh"):
-            activation = brief(repr(values["activation"]), 80)
-            raise InputError(f"{source} has char_cnn.activation {activation}; relu and tanh are accepted")
-    model = ModelConfig(**values)
+        values |= _character_options(get, source)
     try:
+        model = ModelConfig(**values)
         check(Config(model))
     except InputError as error:
         raise InputError(f"{source} describes no model: {error}") from None

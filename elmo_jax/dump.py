@@ -93,27 +93,29 @@ def nearest(path: Path, word: str, neighbours: int = 3) -> list[Occurrence]:
         left, right = words[max(0, token.place - 5) : token.place], words[token.place + 1 : token.place + 6]
         return " ".join([*left, f"[{token.word}]", *right])
 
-    ordered = lambda kept: [Neighbour(value, context(token)) for value, token in sorted(kept.values(), reverse=True)]
-    return [Occurrence(context(token), *map(ordered, kept)) for token, kept in zip(chosen, best, strict=True)]
+    ordered = lambda ranked: [
+        Neighbour(value, context(token)) for value, token in sorted(ranked.values(), reverse=True)
+    ]
+    return [Occurrence(context(token), *map(ordered, ranked)) for token, ranked in zip(chosen, best, strict=True)]
 
 
 def _keep_best(
-    kept: dict, tokens: list[Token], similarities: np.ndarray, candidates: np.ndarray, own: Token, count: int
+    ranked: dict, tokens: list[Token], similarities: np.ndarray, candidates: np.ndarray, own: Token, count: int
 ) -> None:
-    """Puts candidates that are nearer than what is kept into it, one for each other word, `count` at most."""
-    worst = min((value for value, _ in kept.values()), default=-np.inf) if len(kept) == count else -np.inf
+    """Puts candidates that are nearer than those ranked among them, one for each other word, `count` at most."""
+    worst = min((value for value, _ in ranked.values()), default=-np.inf) if len(ranked) == count else -np.inf
     candidates = candidates[similarities[candidates] > worst]
     for candidate in candidates[np.argsort(-similarities[candidates], kind="stable")].tolist():
         token, value = tokens[candidate], float(similarities[candidate])
         if token == own:
             continue
         key = token if token.word == own.word else token.word
-        if len(kept) == count and value <= min(value for value, _ in kept.values()):
+        if len(ranked) == count and value <= min(value for value, _ in ranked.values()):
             return
-        if key not in kept or value > kept[key][0]:
-            kept[key] = value, token
-        if len(kept) > count:
-            del kept[min(kept, key=lambda key: kept[key][0])]
+        if key not in ranked or value > ranked[key][0]:
+            ranked[key] = value, token
+        if len(ranked) > count:
+            del ranked[min(ranked, key=lambda key: ranked[key][0])]
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
