@@ -90,12 +90,14 @@ class Run:
         self.row_ids = np.array(self.own, np.int32).reshape(parallel.device_count(), -1)
         self.tokens_per_step = self.rows * self.config.train.window  # predictions of each direction
         self.perplexities = self.workdir.heldout_perplexities()
+        texts = [text for text in (self.text, self.heldout) if text is not None]
+        self.spelling = {text: word_table(text, self.config.model) for text in texts}
 
     def stream(self, corpus: Corpus, **options: Any) -> LanguageModelStream:
         """Batches of a corpus for this process' devices."""
-        encode = word_table(corpus, self.config.model).__getitem__
-        devices, window = parallel.device_count(), self.config.train.window
-        return LanguageModelStream(corpus, self.rows, window, encode, devices=devices, own=self.own, **options)
+        options |= {"devices": parallel.device_count(), "own": self.own}
+        encode = self.spelling[corpus].__getitem__
+        return LanguageModelStream(corpus, self.rows, self.config.train.window, encode, **options)
 
     def inputs(self) -> Iterator[tuple[Batch, training.Negatives | None, dict[str, Any]]]:
         """Of each step its batch, its negatives, and where the text goes on after it; worked out ahead of need."""
@@ -220,9 +222,8 @@ class Reports:
         kinds = {"checkpoint": train.checkpoint_every}
         kinds |= {"held_out": train.eval_every} if self.run.heldout is not None else {}
         due, kind = min((min(next_due(step, every), self.run.steps), kind) for kind, every in kinds.items())
-        return (
-            {f"{kind}_in": tqdm.format_interval((due - step) * self.run.tokens_per_step / speed)} if due > step else {}
-        )
+        seconds = (due - step) * self.run.tokens_per_step / speed
+        return {f"{kind}_in": tqdm.format_interval(seconds)} if due > step else {}
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
