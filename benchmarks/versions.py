@@ -79,10 +79,12 @@ def compare(start: Callable[[Path], System], roots: list[Path], ask: Callable[[S
     for number in range(repeats):
         for side in (0, 1) if number % 2 == 0 else (1, 0):
             seconds[side].append(ask(systems[side]))
+    about = [system.ask("about") for system in systems]
     for system in systems:
         system.close()
     ratios = np.divide(seconds[1], seconds[0]).tolist()
-    return {"seconds": spread(seconds[0]), "other_seconds": spread(seconds[1]), "ratio": spread(ratios)}
+    measured = {"seconds": spread(seconds[0]), "other_seconds": spread(seconds[1]), "ratio": spread(ratios)}
+    return measured | {"versions": about[0], "other_versions": about[1]}
 
 
 def benchmark(

@@ -138,7 +138,7 @@ BENCHMARKS = {
     "precision": "",
     "training": "--vocabulary_sizes 2000 --repeats 1",
     "curves": "--rows 4 --steps 10",
-    "versions": f"--other {ROOT} --vocabulary_size 2000 --rows 4 --steps 1 --repeats 2",
+    "versions": f"--other {ROOT} --precisions float32 --vocabulary_size 2000 --rows 4 --steps 1 --repeats 2",
     "scaling": "--vocabulary_size 2000 --devices 1",
 }
 
