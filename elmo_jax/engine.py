@@ -72,13 +72,13 @@ def embedding_step(
     anything is copied to the host.
     """
     reading = Reading(window.forward, window.backward, window.reset, window.used)
-    before = jax.tree.map(lambda array: array[window.rows], lstm_state)
+    before = jax.tree.map(lambda array: array[window.active_rows], lstm_state)
     activations, after = read_window(
         model, fixed.parameters, vectors, reading, before, fixed.start_state, precision=precision
     )
     if fixed.layer_weights is not None:
         activations = (activations * fixed.layer_weights[None, :, None, None, None]).sum(1, keepdims=True)
-    return activations, jax.tree.map(lambda array, rows: array.at[window.rows].set(rows), lstm_state, after)
+    return activations, jax.tree.map(lambda array, rows: array.at[window.active_rows].set(rows), lstm_state, after)
 
 
 @functools.cache
@@ -141,7 +141,7 @@ class Engine:
                 window, segments = make_window(segments, places.reshape(2, -1), shape, sizes)
                 if request.state == "carry":
                     window.reset[:] = False
-                shapes = rows, window.rows.shape, window.used is None, vectors.shape, fixed.layer_weights is None
+                shapes = rows, window.active_rows.shape, window.used is None, vectors.shape, fixed.layer_weights is None
                 arguments = fixed, vectors, lstm_state, window
                 activations, lstm_state = compilation.run(program, shapes, *arguments, keep=self.keep)
             activations.copy_to_host_async()

@@ -309,14 +309,14 @@ def prefetch(items: Iterator, depth: int = 2) -> Iterator:
 class Window(NamedTuple):
     """A window of inference for n devices: b rows of each, of which the r that hold words are read.
 
-    rows      [n, r] int32: which of the device's b rows are read
-    forward   [n, r, T] int32: number of the word that each position of a forward row reads
-    backward  [n, r, T] int32: the same for the backward rows
-    reset     [n, r, T] bool: a sentence begins here
-    used      [n, T] bool: any row has a word here; None: yes, everywhere
+    active_rows  [n, r] int32: which of the device's b rows are read
+    forward      [n, r, T] int32: number of the word that each position of a forward row reads
+    backward     [n, r, T] int32: the same for the backward rows
+    reset        [n, r, T] bool: a sentence begins here
+    used         [n, T] bool: any row has a word here; None: yes, everywhere
     """
 
-    rows: np.ndarray
+    active_rows: np.ndarray
     forward: np.ndarray
     backward: np.ndarray
     reset: np.ndarray

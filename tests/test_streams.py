@@ -158,7 +158,7 @@ def test_a_sentence_stream_reads_sentences_in_both_directions(boundaries):
     for segments, words in stream:
         numbers = np.arange(len(words[0])), np.arange(len(words[0]))
         window, laid_out = make_window(segments, np.stack(numbers), (2, 2, 8), [1, 2])
-        size = window.rows.shape[1]
+        size = window.active_rows.shape[1]
         for row, start, sentence, _, length, _ in zip(*laid_out, strict=True):
             device, own = divmod(row, size)
             for direction, places in enumerate((window.forward, window.backward)):
@@ -176,7 +176,7 @@ def test_a_window_leaves_out_rows_without_words():
     """Of two devices with three rows, rows 1 and 5 hold words: one row of each is left."""
     segments = Segments(*np.array([(5, 1, 0, 0, 2, 9), (1, 0, 1, 3, 1, 4)]).T)
     window, left = make_window(segments, np.array([[7, 8, 9], [4, 5, 6]]), (2, 3, 4), [1, 2, 3])
-    assert window.rows.tolist() == [[1], [2]]
+    assert window.active_rows.tolist() == [[1], [2]]
     assert window.forward.tolist() == [[[9, 0, 0, 0]], [[0, 7, 8, 0]]]
     assert window.backward.tolist() == [[[6, 0, 0, 0]], [[0, 4, 5, 0]]]
     assert window.reset.tolist() == [[[False] * 4], [[False, True, False, False]]]
