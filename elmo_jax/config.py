@@ -6,7 +6,6 @@ import json
 import math
 import runpy
 import types
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -120,9 +119,22 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-# No model has more, and larger ones would take minutes to compile or to refuse.
-MOST_LAYERS, MOST_FILTERS, MOST_CHARACTERS, MOST_PARAMETERS = 100, 100, 10_000, 10**11
-LARGEST = 2**31 - 1
+# Numbers, each with its least and its largest value. No model has more layers, and larger ones take minutes to compile.
+LARGEST, SMALLEST = 2**31 - 1, 1e-9
+BOUNDS = {
+    "model.layers": (1, 100),
+    "model.highway_layers": (0, 100),
+    "model.max_characters": (1, 10_000),
+    **dict.fromkeys(("model.character_dim", "model.cell_dim", "model.projection_dim"), (1, LARGEST)),
+    **dict.fromkeys(("model.cell_clip", "model.projection_clip"), (SMALLEST, 1e38)),
+    **dict.fromkeys(("train.steps", "train.batch_size", "train.window", "train.negatives"), (1, LARGEST)),
+    **dict.fromkeys(("train.checkpoint_every", "train.eval_every", "train.log_every"), (1, LARGEST)),
+    **dict.fromkeys(("train.learning_rate", "train.epochs"), (SMALLEST, LARGEST)),
+    "train.clip_norm": (SMALLEST, math.inf),
+    "train.dropout": (0, 0.999),
+    "train.seed": (0, 2**32 - 1),
+}
+MOST_FILTERS, MOST_PARAMETERS = 100, 10**11
 
 
 def parameter_count(model: ModelConfig) -> int:
@@ -135,53 +147,22 @@ def parameter_count(model: ModelConfig) -> int:
     return 2 * model.layers * lstm + (characters if model.input == "characters" else 0)
 
 
-def _check_sizes(model: ModelConfig) -> None:
-    """Raises InputError for models that could never run."""
-    for name, value, most in (
-        ("layers", model.layers, MOST_LAYERS),
-        ("highway_layers", model.highway_layers, MOST_LAYERS),
-        ("max_characters", model.max_characters, MOST_CHARACTERS),
-        ("filters (how many pairs)", len(model.filters), MOST_FILTERS),
-    ):
-        if value > most:
-            raise InputError(f"model.{name} is {brief(value, 30)}; it can be {most} at most")
+def check(config: Config) -> None:
+    """Raises InputError naming the first field whose value makes no sense, or whose model could never run."""
+    for name, (least, most) in BOUNDS.items():
+        section, field_name = name.split(".")
+        value = getattr(getattr(config, section), field_name)
+        if value is not None and not least <= value <= most:
+            raise InputError(f"{name} is {brief(value, 30)}; it must be a number from {least} to {most}")
+    model = config.model
+    if not 1 <= len(model.filters) <= MOST_FILTERS or any(min(pair) < 1 for pair in model.filters):
+        accepted = f"1 to {MOST_FILTERS} pairs of a width and a number, both 1 or more"
+        raise InputError(f"model.filters is {brief(model.filters)}; give {accepted}")
     if parameter_count(model) > MOST_PARAMETERS:
         raise InputError(
             f"the model would have more than {MOST_PARAMETERS:,} parameters; give a smaller cell_dim, projection_dim, "
             "character_dim or fewer filters"
         )
-
-
-def check(config: Config) -> None:
-    """Raises InputError naming the first field whose value makes no sense."""
-    positive = {
-        "model": ("character_dim", "max_characters", "cell_dim", "projection_dim", "layers"),
-        "train": ("steps", "batch_size", "window", "learning_rate", "clip_norm", "negatives"),
-    }
-    positive["train"] += ("checkpoint_every", "eval_every", "log_every")
-    positive["train"] += () if config.train.epochs is None else ("epochs",)
-    for section, names in positive.items():
-        for name in names:
-            value = getattr(getattr(config, section), name)
-            if not value > 0:
-                raise InputError(f"{section}.{name} is {brief(value, 30)}; it must be greater than 0")
-            if name != "clip_norm" and value > LARGEST:
-                raise InputError(f"{section}.{name} is {brief(value, 30)}; it can be {LARGEST} at most")
-    model, train = config.model, config.train
-    for name, clip in (("cell_clip", model.cell_clip), ("projection_clip", model.projection_clip)):
-        if clip is not None and not 0 < clip <= 1e38:
-            raise InputError(
-                f"model.{name} is {clip}; it must be greater than 0 and less than 1e38, or None to clip nothing"
-            )
-    if not 0 <= train.dropout < 1:
-        raise InputError(f"train.dropout is {train.dropout}; it must be at least 0 and less than 1")
-    if not 0 <= train.seed < 2**32:
-        raise InputError(f"train.seed is {train.seed}; it must be a number from 0 to 4294967295")
-    if model.highway_layers < 0:
-        raise InputError(f"model.highway_layers is {brief(model.highway_layers, 30)}; it must be 0 or more")
-    if not model.filters or any(width < 1 or count < 1 for width, count in model.filters):
-        raise InputError(f"model.filters is {brief(model.filters)}; give pairs of a width and a number, all 1 or more")
-    _check_sizes(model)
     if model.input == "characters" and model.max_characters < max(3, model.widest_filter):
         raise InputError(
             f"model.max_characters is {model.max_characters}; it must be at least 3 (begin and end of word and a "
@@ -205,24 +186,22 @@ def load_config(name: str, folder: Path = CONFIGS) -> Config:
         return from_json(read_json(path), str(path))
     try:
         config = runpy.run_path(str(path)).get("config")
+        values = to_json(config) if isinstance(config, Config) else None
     except Exception as error:
         raise InputError(f"{path} does not run: {type(error).__name__}: {brief(error)}") from error
-    if not isinstance(config, Config):
+    if values is None:
         raise InputError(f"{path} must define `config = Config(...)`; it has {type(config).__name__}")
-    try:
-        return from_json(to_json(config), str(path))  # checks the types
-    except TypeError as error:
-        raise InputError(f"{path} has a value that is no plain number, text or tuple ({brief(error)})") from None
+    return from_json(values, str(path))  # checks the types
 
 
 def differences(before: Config, now: Config) -> list[str]:
     """Fields that differ, as `section.field is 1, was 2`."""
+    old, new = dataclasses.asdict(before), dataclasses.asdict(now)
     return [
-        f"{section.name}.{field.name} is {new}, was {old}"
-        for section in dataclasses.fields(Config)
-        for field in dataclasses.fields(getattr(now, section.name))
-        if (new := getattr(getattr(now, section.name), field.name))
-        != (old := getattr(getattr(before, section.name), field.name))
+        f"{section}.{name} is {value}, was {old[section][name]}"
+        for section, fields in new.items()
+        for name, value in fields.items()
+        if value != old[section][name]
     ]
 
 
@@ -241,7 +220,7 @@ def typed(value: Any, kind: Any, name: str) -> Any:
         return kind(**{key: typed(part, kinds[key], f"{name}.{key}") for key, part in value.items()})
     if origin is types.UnionType:  # of None and a type
         return None if value is None else typed(value, choices[0], name)
-    if origin is tuple and isinstance(value, list):
+    if origin is tuple and isinstance(value, list | tuple):
         each = choices[:1] * len(value) if choices[-1] is ... else choices
         if len(each) == len(value):
             return tuple(typed(part, choice, name) for part, choice in zip(value, each, strict=True))
@@ -249,81 +228,49 @@ def typed(value: Any, kind: Any, name: str) -> Any:
         return value
     if kind is float and type(value) is int and abs(value) < 2**1000:
         return float(value)
-    wanted = str(kind).replace("typing.", "") if origin else kind.__name__
-    raise InputError(f"{name} is {brief(repr(value), 80)}; it must be {wanted}")
+    accepted = " or ".join(map(repr, choices)) if origin is Literal else getattr(kind, "__name__", kind)
+    raise InputError(f"{name} is {brief(repr(value), 80)}; it must be {kind if origin is tuple else accepted}")
 
 
-def from_json(values: Any, source: str = "the config") -> Config:
+def from_json(values: dict[str, Any], source: str = "the config") -> Config:
     """The inverse of `to_json`; what config.json says of the run beside it is left out. `source` is for errors."""
-    sections = get_type_hints(Config)
-    if not isinstance(values, dict) or not all(isinstance(values.get(section), dict) for section in sections):
-        raise InputError(f"{source} is not the config of a run; it has the objects {', '.join(sections)}")
     try:
-        return Config(**{section: typed(values[section], kind, section) for section, kind in sections.items()})
+        kinds = get_type_hints(Config).items()
+        return Config(**{section: typed(values.get(section), kind, section) for section, kind in kinds})
     except InputError as error:
         raise InputError(f"{source} is not the config of a run: {error}") from None
 
 
+# Place in options.json → field of ModelConfig, and what holds where options.json says nothing, or null.
+LSTM_OPTIONS = {
+    "lstm.dim": "cell_dim",
+    "lstm.projection_dim": "projection_dim",
+    "lstm.n_layers": "layers",
+    "lstm.cell_clip": "cell_clip",
+    "lstm.proj_clip": "projection_clip",
+    "lstm.use_skip_connections": "skip_connections",
+}
+CHARACTER_OPTIONS = {
+    "char_cnn.activation": "activation",
+    "char_cnn.embedding.dim": "character_dim",
+    "char_cnn.filters": "filters",
+    "char_cnn.n_highway": "highway_layers",
+    "char_cnn.max_characters_per_token": "max_characters",
+}
+DEFAULTS = {"layers": 1, "cell_clip": None, "projection_clip": None, "skip_connections": False, "highway_layers": 0}
+
+
 def to_options(model: ModelConfig, vocabulary_size: int | None = None) -> dict[str, Any]:
     """The model as bilm-tf's and AllenNLP's options.json (n_characters is 262: both ask for it at inference)."""
-    options: dict[str, Any] = {
-        "bidirectional": True,
-        "lstm": {
-            "dim": model.cell_dim,
-            "projection_dim": model.projection_dim,
-            "n_layers": model.layers,
-            "cell_clip": model.cell_clip,
-            "proj_clip": model.projection_clip,
-            "use_skip_connections": model.skip_connections,
-        },
-    }
+    options: dict[str, Any] = {"bidirectional": True, "lstm": {}}
+    fields, values = LSTM_OPTIONS, to_json(Config(model))["model"]
     if model.input == "characters":
-        options["char_cnn"] = {
-            "activation": model.activation,
-            "embedding": {"dim": model.character_dim},
-            "filters": [list(pair) for pair in model.filters],
-            "n_highway": model.highway_layers,
-            "n_characters": 262,
-            "max_characters_per_token": model.max_characters,
-        }
-    if vocabulary_size is not None:
-        options["n_tokens_vocab"] = vocabulary_size
-    return options
-
-
-def _option(options: dict[str, Any], source: str, path: str, kinds: tuple[type, ...], *default: Any) -> Any:
-    """The value at `a.b` of options, of one of these types; without a default it must be there."""
-    value: Any = options
-    for key in path.split("."):
-        if not isinstance(value, dict) or key not in value:
-            if default:
-                return default[0]
-            raise InputError(f"{source} lacks {path}; a bilm-tf options.json has it")
-        value = value[key]
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise InputError(f"{source} has {path} {brief(repr(value), 80)}; it must be {names}")
-    return value
-
-
-def _character_options(get: Callable[..., Any], source: str) -> dict[str, Any]:
-    """The char CNN's part of `from_options`."""
-    filters, activation = get("char_cnn.filters", (list,)), get("char_cnn.activation", (str,))
-    characters = get("char_cnn.n_characters", (int,), 262)
-    if not all(isinstance(pair, list) and [type(number) for number in pair] == [int, int] for pair in filters):
-        raise InputError(f"{source} has char_cnn.filters {brief(filters)}; it must be a list of [width, number]")
-    if characters not in (261, 262):
-        raise InputError(f"{source} has char_cnn.n_characters {brief(characters, 30)}; it is 261 or 262")
-    if activation not in ("relu", "tanh"):
-        raise InputError(f"{source} has char_cnn.activation {brief(repr(activation), 80)}; relu and tanh are accepted")
-    return {
-        "input": "characters",
-        "activation": activation,
-        "character_dim": get("char_cnn.embedding.dim", (int,)),
-        "filters": tuple((width, number) for width, number in filters),
-        "highway_layers": get("char_cnn.n_highway", (int, type(None)), 0) or 0,
-        "max_characters": get("char_cnn.max_characters_per_token", (int,)),
-    }
+        fields = LSTM_OPTIONS | CHARACTER_OPTIONS
+        options["char_cnn"] = {"n_characters": 262, "embedding": {}}
+    for place, name in fields.items():
+        *groups, key = place.split(".")
+        functools.reduce(dict.__getitem__, groups, options)[key] = values[name]
+    return options if vocabulary_size is None else options | {"n_tokens_vocab": vocabulary_size}
 
 
 def from_options(options: dict[str, Any], source: str) -> ModelConfig:
@@ -332,28 +279,25 @@ def from_options(options: dict[str, Any], source: str) -> ModelConfig:
     Without `char_cnn` the model reads words by number, as in bilm-tf. `n_characters` may be 261 (bilm-tf's training)
     or 262 (its inference): the same model.
     """
-    get = functools.partial(_option, options, source)
 
-    def clip(path: str) -> float | None:
-        value = get(path, (int, float, type(None)), None)
-        return math.inf if isinstance(value, int) and abs(value) > 2**1000 else value and float(value)
+    def option(place: str, kind: Any, *default: Any) -> Any:
+        value: Any = options
+        for key in place.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is None and not default:
+            raise InputError(f"it lacks {place}, which a bilm-tf options.json has")
+        return default[0] if value is None else typed(value, kind, place)
 
-    get("lstm", (dict,))
-    if not get("bidirectional", (bool,), True):
-        raise InputError(f"{source} has bidirectional: false; only bidirectional models can be loaded")
-    values: dict[str, Any] = {
-        "cell_dim": get("lstm.dim", (int,)),
-        "projection_dim": get("lstm.projection_dim", (int,)),
-        "layers": get("lstm.n_layers", (int,), 1),
-        "cell_clip": clip("lstm.cell_clip"),
-        "projection_clip": clip("lstm.proj_clip"),
-        "skip_connections": get("lstm.use_skip_connections", (bool,), False),
-        "input": "words",
-    }
-    if "char_cnn" in options:
-        values |= _character_options(get, source)
+    has_characters = "char_cnn" in options
+    kinds = get_type_hints(ModelConfig)
     try:
-        model = ModelConfig(**values)
+        option("bidirectional", Literal[True], True)
+        option("char_cnn.n_characters", Literal[261, 262], 262)
+        values = {
+            name: option(place, kinds[name], *([DEFAULTS[name]] if name in DEFAULTS else []))
+            for place, name in (LSTM_OPTIONS | (CHARACTER_OPTIONS if has_characters else {})).items()
+        }
+        model = ModelConfig(input="characters" if has_characters else "words", **values)
         check(Config(model))
     except InputError as error:
         raise InputError(f"{source} describes no model: {error}") from None
@@ -362,7 +306,4 @@ def from_options(options: dict[str, Any], source: str) -> ModelConfig:
 
 def read_options(path: Path) -> ModelConfig:
     """Reads options.json."""
-    options = read_json(path)
-    if not isinstance(options, dict):
-        raise InputError(f"{path} holds a JSON {type(options).__name__}; a bilm-tf options.json holds an object")
-    return from_options(options, str(path))
+    return from_options(read_json(path), str(path))

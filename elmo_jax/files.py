@@ -128,17 +128,19 @@ def reading(path: str | os.PathLike) -> Iterator[Path]:
         yield copy
 
 
-def read_json(path: str | os.PathLike) -> Any:
-    """What a JSON file holds; a byte order mark is read as nothing."""
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """The object that a JSON file holds; a byte order mark is read as nothing."""
     check_input(path)
     try:
-        with epath.Path(path).open("rb") as file:
-            if (start := file.read(8)) == b"\x89HDF\r\n\x1a\n":
-                raise InputError(f"{os.fspath(path)} is an HDF5 file, not JSON; is it in the place of options.json?")
-            return json.loads((start + file.read()).decode("utf-8-sig"))
+        content = as_path(path).read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {os.fspath(path)} ({error})") from None
-    except InputError:
-        raise
+    if content.startswith(b"\x89HDF\r\n\x1a\n"):
+        raise InputError(f"{os.fspath(path)} is an HDF5 file, not JSON; is it in the place of options.json?")
+    try:
+        values = json.loads(content.decode("utf-8-sig"))
+        if not isinstance(values, dict):
+            raise ValueError(f"a {type(values).__name__}, not an object")
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, too deep, a number of too many digits
         raise InputError(f"{os.fspath(path)} is not JSON that can be read ({brief(error)})") from None
+    return values

@@ -317,7 +317,7 @@ def test_bad_input_of_embed(project, tmp_path, capsys):
     (model / "options.json").write_text(options.replace('"dim": 11', '"dim": 13'))
     embed_fails("weights.hdf5 does not fit the model of its options.json: RNN_0/RNN")
     (model / "options.json").write_text(options.replace('"projection_dim": 7, ', ""))
-    embed_fails("options.json lacks lstm.projection_dim")
+    embed_fails("options.json describes no model: it lacks lstm.projection_dim")
     (model / "options.json").write_text(options[:-5])
     embed_fails("options.json is not JSON")
     (project / "run2").mkdir(exist_ok=True)
