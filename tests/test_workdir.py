@@ -1,7 +1,6 @@
 """A run's folder: one run at a time, what a damaged file says, and that a history is never dropped."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -56,22 +55,24 @@ def test_a_folder_that_stays_empty_is_taken_away(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def hold(path, ready):
-    with Workdir(epath.Path(path)).locked():
-        ready.set()
-        multiprocessing.Event().wait(60)
+HOLD = """
+import sys, time
+from etils import epath
+from elmo_jax.workdir import Workdir
+with Workdir(epath.Path(sys.argv[1])).locked():
+    print("locked", flush=True)
+    time.sleep(600)
+"""
 
 
 def test_the_lock_of_a_dead_run_is_none(tmp_path):
-    spawn = multiprocessing.get_context("spawn")
-    ready = spawn.Event()
-    process = spawn.Process(target=hold, args=(str(tmp_path / "run"), ready))
-    process.start()
-    assert ready.wait(60)
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "locked\n"
     with pytest.raises(InputError, match="is training in"), Workdir(epath.Path(tmp_path / "run")).locked():
         pass
     process.kill()
-    process.join()
+    process.communicate()
     with Workdir(epath.Path(tmp_path / "run")).locked():
         pass
 
