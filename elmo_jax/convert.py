@@ -1,15 +1,14 @@
 """TensorFlow checkpoints of bilm-tf → a workdir with a model folder and a checkpoint to go on from."""
 
-import json
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
 from elmo_jax.checkpoint import Checkpoint, Checkpoints
 from elmo_jax.config import Config, ModelConfig, TrainConfig, from_options
-from elmo_jax.errors import InputError
+from elmo_jax.errors import InputError, listed
+from elmo_jax.files import read_json
 from elmo_jax.model import zero_state
 from elmo_jax.training import TrainState
 from elmo_jax.vocabulary import Vocabulary
@@ -83,7 +82,7 @@ def read_tensorflow(folder: epath.Path, shapes: dict[str, tuple[int, ...]]) -> t
     wanted = {f"lm/{name}{slot}": shape for name, shape in shapes.items() for slot in ("", "/Adagrad")}
     problems = misfits(arrays, wanted)
     if problems:
-        raise InputError(f"the checkpoint in {folder} does not fit its options.json: {'; '.join(problems)}")
+        raise InputError(f"the checkpoint in {folder} does not fit its options.json: {listed(problems)}")
     values, slots = ({name: arrays[f"lm/{name}{slot}"] for name in shapes} for slot in ("", "/Adagrad"))
     return values, slots, int(arrays.get("global_step", 0))
 
@@ -95,12 +94,7 @@ def convert(source: epath.Path, dest: epath.Path, vocab: epath.Path, rows: int |
     sentence of the text given then.
     """
     options_file = source / "options.json"
-    if not options_file.exists():
-        raise InputError(f"there is no file {options_file}; give the folder that bilm-tf saved into")
-    try:
-        options = json.loads(options_file.read_text())
-    except ValueError as error:
-        raise InputError(f"{options_file} is not JSON ({error})") from None
+    options = read_json(options_file)
     if dest.exists():
         raise InputError(f"{dest} is there already; give a new folder")
     model, vocabulary = from_options(options, str(options_file)), Vocabulary.load(vocab)
@@ -114,7 +108,5 @@ def convert(source: epath.Path, dest: epath.Path, vocab: epath.Path, rows: int |
     workdir.create(None, config, rows, vocabulary, None)
     write_folder(workdir.model, model, parameters, vocabulary)
     state = TrainState(np.array(step, np.int32), parameters, tree_of(model, slots))
-    checkpoints = Checkpoints(workdir.checkpoints)
-    lstm_state = jax.tree.map(np.asarray, zero_state(model, rows))
-    checkpoints.save(Checkpoint(step, state, lstm_state, {"position": None}))
-    checkpoints.close()
+    with Checkpoints(workdir.checkpoints) as checkpoints:
+        checkpoints.save(Checkpoint(step, state, zero_state(model, rows), {"position": None}))

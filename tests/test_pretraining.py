@@ -333,6 +333,7 @@ training.step_on_devices = lambda config: bug
 """
 
 
+@pytest.mark.slow
 def test_a_cluster_of_one_process_reports_errors_as_they_are(project, tmp_path):
     """As on a TPU VM with one host: a bug has its traceback, nothing is said of processes that were lost."""
     port = free_port()
