@@ -48,6 +48,11 @@ class System:
             raise SystemExit(f"{self.name} ({self.precision}) died; what it said is above")
         return json.loads(answer)
 
+    def processor_seconds(self) -> float:
+        """Seconds that the processors have worked for it so far: what else the machine does matters less (Linux)."""
+        times = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()

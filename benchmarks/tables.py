@@ -185,19 +185,13 @@ def changes(result: dict) -> str:
 
 def versions(result: dict) -> str:
     """The table of `benchmarks.versions`."""
-    heads = ["what", "precision", "this", "the other", "other / this, pair by pair (min – max)"]
+    heads = ["what", "precision", "this", "the other", "other / this, pair by pair (min – max)", "processors' time"]
     rows = []
     for row in result["pairs"]:
-        ratio = row["ratio"]
         seconds = [f"{row[name]['median']:.3f} s" for name in ("seconds", "other_seconds")]
-        rows.append(
-            [
-                row["what"],
-                row["precision"],
-                *seconds,
-                f"{ratio['median']:.3f} ({ratio['min']:.3f} – {ratio['max']:.3f})",
-            ]
-        )
+        spreads = row["ratio"], row["processor_ratio"]
+        ratios = [f"{ratio['median']:.3f} ({ratio['min']:.3f} – {ratio['max']:.3f})" for ratio in spreads]
+        rows.append([row["what"], row["precision"], *seconds, *ratios])
     note = (
         f"Medians of {result['repeats']} rounds; over 1: this is faster. This: {result['this']}, the other: "
         f"{result['other']}. Embedding {result['tokens']:,} tokens, a training step of {result['rows']} rows of "

@@ -71,20 +71,26 @@ def worker_arguments(
 
 
 def compare(start: Callable[[Path], System], roots: list[Path], ask: Callable[[System], float], repeats: int) -> dict:
-    """Seconds of both checkouts over the rounds, and their ratio in each; who begins alternates."""
+    """Seconds of both checkouts over the rounds, and their ratio in each; who begins alternates.
+
+    `processor_ratio` is of the seconds that the processors worked: on a machine that is shared it varies less.
+    """
     systems = [start(root) for root in roots]
-    seconds: list[list[float]] = [[], []]
+    seconds, worked = np.zeros((2, repeats)), np.zeros((2, repeats))
     for system in systems:  # compiles
         ask(system)
     for number in range(repeats):
         for side in (0, 1) if number % 2 == 0 else (1, 0):
-            seconds[side].append(ask(systems[side]))
+            before = systems[side].processor_seconds()
+            seconds[side, number] = ask(systems[side])
+            worked[side, number] = systems[side].processor_seconds() - before
     about = [system.ask("about") for system in systems]
     for system in systems:
         system.close()
-    ratios = np.divide(seconds[1], seconds[0]).tolist()
-    measured = {"seconds": spread(seconds[0]), "other_seconds": spread(seconds[1]), "ratio": spread(ratios)}
-    return measured | {"versions": about[0], "other_versions": about[1]}
+    names = "seconds", "other_seconds", "ratio", "processor_ratio"
+    measured = *seconds, seconds[1] / seconds[0], worked[1] / worked[0]
+    spreads = {name: spread(values.tolist()) for name, values in zip(names, measured, strict=True)}
+    return spreads | {"versions": about[0], "other_versions": about[1]}
 
 
 def benchmark(
