@@ -1,4 +1,15 @@
-"""ELMo (Peters et al. 2018) in JAX: pretraining, and embeddings from any published or self-trained weights."""
+"""ELMo (Peters et al. 2018) in JAX: pretraining, and embeddings from any published or self-trained weights.
+
+How it works: three ideas carry the design. *Streams:* training and embedding feed the model rows of sentences laid end
+to end, cut into windows of one shape; the LSTM state is carried from window to window and, in embedding, reset where a
+sentence begins. *Word types:* the char CNN runs once per distinct word. *Explicit arrays:* the model is a function
+(parameters, state, window) → (activations, state), so that state can be saved, compared and divided.
+
+A sentence to embed goes through `elmo` (checked), `streams` (laid in a row), `word_vectors` (its words spelled by
+`char_cnn`), `engine` (`model` and `lstm` over each window, vectors joined) and `dump` (written). A batch to train on:
+`corpus` (numbered), `streams` (windows), `training` (`model`, `losses`, Adagrad, on every device by `parallel`);
+`pretraining` repeats that, reports and saves (`checkpoint`, `workdir`).
+"""
 
 from typing import TYPE_CHECKING
 

@@ -30,7 +30,7 @@ def test_every_block_runs(tmp_path):
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in tracked.splitlines():
         (tmp_path / "clone" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, tmp_path / "clone" / name)
+        shutil.copy2(ROOT / name, tmp_path / "clone" / name)  # as old as they are: nothing to install
     (tmp_path / "clone" / ".venv").symlink_to(ROOT / ".venv")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "gcloud").write_text(GCLOUD)
