@@ -19,7 +19,7 @@ from elmo_jax.config import ModelConfig, Precision, load_config, to_options
 from elmo_jax.corpus import read_input
 from elmo_jax.errors import exit_on_bad_input
 from elmo_jax.modules import init_bilm
-from elmo_jax.weights import write_weights
+from elmo_jax.weights import named_weights, write_arrays
 
 # Sentences that are embedded alone, to measure latency, after others that warm the system up.
 ALONE, WARM_UP = 50, 10
@@ -138,7 +138,7 @@ def write_random_model(folder: Path, model: ModelConfig) -> None:
     """A model folder in the published format, with the random weights that training starts from."""
     folder.mkdir()
     (folder / "options.json").write_text(json.dumps(to_options(model)))
-    write_weights(folder / "weights.hdf5", init_bilm(jax.random.key(0), model), model)
+    write_arrays(folder / "weights.hdf5", named_weights(init_bilm(jax.random.key(0), model), model))
 
 
 @exit_on_bad_input

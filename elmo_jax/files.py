@@ -56,25 +56,22 @@ def unwritable(path: str | os.PathLike, reason: object) -> InputError:
 
 def check_output(path: str | os.PathLike, *inputs: str | os.PathLike | None) -> None:
     """Refuses, before any work, a path that cannot be written, or that is one of the files that are read."""
-    files = [os.fspath(file) for file in inputs if file is not None]
-    target = os.path.realpath(path)
-    for file in files:
-        if file == os.fspath(path) or (
-            os.path.exists(file) and os.path.exists(target) and os.path.samefile(file, target)
-        ):
-            raise InputError(f"the output {os.fspath(path)} is the file {file}, which is read; give another path")
+    name, target = os.fspath(path), os.path.realpath(path)
+    for file in (os.fspath(file) for file in inputs if file is not None):
+        if file == name or (os.path.exists(file) and os.path.exists(name) and os.path.samefile(file, name)):
+            raise InputError(f"the output {name} is the file {file}, which is read; give another path")
     if is_remote(path):
         as_path(path)
         return
     try:
-        mode = os.stat(target).st_mode
+        regular = stat.S_ISREG(os.stat(target).st_mode)
     except FileNotFoundError:
-        mode = stat.S_IFREG
+        regular = True
     except OSError as error:
         raise unwritable(path, error) from None
     folder = os.path.dirname(target)
-    if not stat.S_ISREG(mode):
-        raise unwritable(path, "it is a folder" if stat.S_ISDIR(mode) else "it is a device, a pipe or a socket")
+    if not regular:
+        raise unwritable(path, "it is a folder, a device, a pipe or a socket")
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
         raise unwritable(path, f"{folder} is no folder that can be written to")
 
@@ -107,32 +104,29 @@ def writing(path: str | os.PathLike) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def check_input(path: str | os.PathLike) -> None:
-    """Refuses what is no regular file: a pipe would be waited for, a device read without end."""
-    if not as_path(path).exists():
-        raise InputError(f"there is no file {os.fspath(path)}")
-    if not is_remote(path) and not os.path.isfile(path):
-        raise InputError(f"{os.fspath(path)} is not a regular file")
-
-
 @contextlib.contextmanager
 def reading(path: str | os.PathLike) -> Iterator[Path]:
-    """A local path with the content of the file at `path`."""
+    """A local path with the content of a file; a pipe, which would be waited for, or a device is refused."""
+    source = as_path(path)
+    if not source.exists():
+        raise InputError(f"there is no file {os.fspath(path)}")
     if not is_remote(path):
+        if not os.path.isfile(path):
+            raise InputError(f"{os.fspath(path)} is not a regular file")
         yield Path(path)
         return
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "file"
-        with epath.Path(path).open("rb") as source, copy.open("wb") as target:
-            shutil.copyfileobj(source, target)
+        copy = Path(folder, "file")
+        with source.open("rb") as original, copy.open("wb") as target:
+            shutil.copyfileobj(original, target)
         yield copy
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """The object that a JSON file holds; a byte order mark is read as nothing."""
-    check_input(path)
     try:
-        content = as_path(path).read_bytes()
+        with reading(path) as file:
+            content = file.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {os.fspath(path)} ({error})") from None
     if content.startswith(b"\x89HDF\r\n\x1a\n"):

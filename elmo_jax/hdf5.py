@@ -16,7 +16,7 @@ import numpy as np
 from h5py import h5d, h5p, h5s, h5t
 
 from elmo_jax.errors import InputError, brief
-from elmo_jax.files import check_input, reading, unwritable, writing
+from elmo_jax.files import reading, unwritable, writing
 
 FLOATS = (h5t.IEEE_F16LE, h5t.IEEE_F16BE, h5t.IEEE_F32LE, h5t.IEEE_F32BE, h5t.IEEE_F64LE, h5t.IEEE_F64BE)
 # Bytes that are reserved beyond the data, for what HDF5 notes about them; its table of names grows by doubling.
@@ -26,7 +26,6 @@ SPARE, SPARE_PER_DATASET = 1 << 20, 32
 @contextlib.contextmanager
 def open_hdf5(path: Path) -> Iterator[h5py.File]:
     """Opens a file for reading; whatever h5py cannot read in it, it is an InputError."""
-    check_input(path)
     with reading(path) as local:
         try:
             with h5py.File(local, "r") as file:
@@ -65,14 +64,14 @@ def own_dataset(file: h5py.File, name: str) -> h5py.Dataset:
         raise InputError(f"{brief(name, 80)} has its values in another file")
     if storage.get_nfilters():
         raise InputError(f"{brief(name, 80)} is compressed; write it again without filters (h5repack -f NONE)")
-    shape, chunks = item.shape or (), item.chunks
+    shape = item.shape or ()
     size = math.prod(shape) * item.id.get_type().get_size()
-    if chunks is None:
+    if item.chunks is None:
         stored = item.id.get_storage_size() >= size  # more where text is kept apart
     else:
-        blocks = [-(-length // chunk) for length, chunk in zip(shape, chunks, strict=True)]
-        fits = all(chunk <= length for length, chunk in zip(shape, chunks, strict=True))
-        stored = fits and item.id.get_num_chunks() == math.prod(blocks)
+        sides = list(zip(shape, item.chunks, strict=True))
+        blocks = math.prod(-(-length // chunk) for length, chunk in sides)
+        stored = item.id.get_num_chunks() == blocks and all(chunk <= length for length, chunk in sides)
     if not stored or size > file.id.get_filesize():
         raise InputError(f"{brief(name, 80)} {shape} was never written whole")
     return item

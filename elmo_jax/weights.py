@@ -60,11 +60,11 @@ def weight_shapes(model: ModelConfig, vocabulary_size: int) -> dict[str, tuple[i
 
 def misfits(arrays: Mapping[str, Any], shapes: dict[str, tuple[int, ...]]) -> list[str]:
     """Which of the expected arrays are missing or misshapen, one phrase each."""
-    problems = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in arrays]
-    for name, shape in shapes.items():
-        if name in arrays and arrays[name].shape != shape:
-            problems.append(f"{name} is {arrays[name].shape}, expected {shape}")
-    return problems
+    wrong = {name: shape for name, shape in shapes.items() if name in arrays and arrays[name].shape != shape}
+    return [
+        *(f"missing: {name} {shape}" for name, shape in shapes.items() if name not in arrays),
+        *(f"{name} is {arrays[name].shape}, expected {shape}" for name, shape in wrong.items()),
+    ]
 
 
 def _datasets(file: h5py.File, shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, h5py.Dataset], list[str]]:
@@ -104,21 +104,19 @@ def _stored_checksum(dataset: h5py.Dataset) -> int | None:
 
 def _read(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """The arrays of a file, which must have just these names and shapes, and the right checksums or none."""
-    arrays, changed = {}, []
     with open_hdf5(path) as file:
         datasets, problems = _datasets(file, shapes)
-        if not problems:
-            checksums = {name: _stored_checksum(dataset) for name, dataset in datasets.items()}
-            arrays = {name: read_floats(datasets[name]) for name in shapes}
-            if any(checksum is not None for checksum in checksums.values()):
-                changed = [name for name in shapes if checksums[name] != _checksum(datasets[name], arrays[name])]
-    if problems:
-        raise InputError(f"{path} does not fit the model of its options.json: {listed(problems)}")
-    if changed:
-        raise InputError(
-            f"{path} is damaged: the checksum is not that of {listed(changed, ', ')}. Take another copy (if the "
-            f"weights were changed on purpose, delete the attribute {CHECKSUM} of all datasets)"
-        )
+        if problems:
+            raise InputError(f"it does not fit the model of its options.json: {listed(problems)}")
+        arrays = {name: read_floats(datasets[name]) for name in shapes}
+        checksums = {name: _stored_checksum(datasets[name]) for name in shapes}
+        if any(checksum is not None for checksum in checksums.values()):
+            changed = [name for name in shapes if checksums[name] != _checksum(datasets[name], arrays[name])]
+            if changed:
+                raise InputError(
+                    f"it is damaged: the checksum is not that of {listed(changed, ', ')}. Take another copy (if the "
+                    f"weights were changed on purpose, delete the attribute {CHECKSUM} of all datasets)"
+                )
     return arrays
 
 
@@ -131,14 +129,11 @@ def read_weights(path: Path, model: ModelConfig, vocabulary_size: int = 0) -> di
     return parameters
 
 
-def read_softmax(path: Path, model: ModelConfig, vocabulary_size: int) -> dict[str, np.ndarray]:
-    """The output layer from softmax.hdf5: weight [V, P], bias [V]."""
-    shapes = {"softmax/W": (vocabulary_size, model.projection_dim), "softmax/b": (vocabulary_size,)}
-    return {SOFTMAX_NAMES[name]: array for name, array in _read(path, shapes).items()}
-
-
 class ModelFolder(NamedTuple):
-    """What a model folder holds: options.json, weights.hdf5, and if there, vocab.txt and softmax.hdf5."""
+    """What a model folder holds: options.json, weights.hdf5, and if there, vocab.txt and softmax.hdf5.
+
+    The softmax is the output layer: weight [V, P], bias [V].
+    """
 
     model: ModelConfig
     parameters: dict[str, Any]
@@ -153,42 +148,28 @@ def _no_model(path: Path, what: str) -> InputError:
     )
 
 
-def find_model(path: str | os.PathLike) -> Path:
-    """The model folder of a path: the folder itself, or `model/` in a training workdir."""
-    path = as_path(path)
-    if not path.is_dir():
-        raise _no_model(path, "no folder")
-    if not (path / "options.json").exists() and (path / "config.json").exists():
-        if not (path / "model").is_dir():
+def model_files(path: str | os.PathLike) -> list[Path | None]:
+    """Options, weights, vocabulary and softmax in a model folder, or `model/` of a training workdir, as far as there.
+
+    The published files may have their names of old.
+    """
+    folder = as_path(path)
+    if not folder.is_dir():
+        raise _no_model(folder, "no folder")
+    if not (folder / "options.json").exists() and (folder / "config.json").exists():
+        folder /= "model"
+        if not folder.is_dir():
             raise InputError(f"{path} is a training run that has no model/ yet; elmo-jax export writes one")
-        return path / "model"
-    return path
-
-
-class ModelFiles(NamedTuple):
-    """Where the parts of a model are."""
-
-    options: Path
-    weights: Path
-    vocab: Path | None = None
-    softmax: Path | None = None
-
-
-def model_files(path: str | os.PathLike) -> ModelFiles:
-    """The files in a model folder or training workdir; the two published ones may have their names of old."""
-    folder = find_model(path)
 
     def only(name: str) -> Path:
-        if (folder / name).exists():
-            return folder / name
-        files = sorted(folder.glob(f"*{name}"))
+        files = [folder / name] if (folder / name).exists() else sorted(folder.glob(f"*{name}"))
         if len(files) != 1:
             names = listed([brief(file.name, 80) for file in files], ", ") or "none"
             raise InputError(f"no file {folder / name}, and of other files *{name} one is expected; there are: {names}")
         return files[0]
 
-    vocab, softmax = (file if file.exists() else None for file in (folder / "vocab.txt", folder / "softmax.hdf5"))
-    return ModelFiles(only("options.json"), only("weights.hdf5"), vocab, softmax)
+    others = [folder / name for name in ("vocab.txt", "softmax.hdf5")]
+    return [only("options.json"), only("weights.hdf5"), *(file if file.exists() else None for file in others)]
 
 
 def read_model(
@@ -203,20 +184,21 @@ def read_model(
             raise _no_model(file, "no such file")
     model = read_options(as_path(options))
     vocabulary = None if vocab is None else Vocabulary.load(as_path(vocab))
-    if model.input == "words" and vocabulary is None:
+    words = len(vocabulary or ())
+    if model.input == "words" and not words:
         raise InputError(f"{options} has no char_cnn: the model reads words by number and needs its vocab.txt")
-    parameters = read_weights(as_path(weights), model, len(vocabulary or ()))
-    if softmax is not None and vocabulary is None:
+    parameters = read_weights(as_path(weights), model, words)
+    if softmax is None:
+        return ModelFolder(model, parameters, vocabulary, None)
+    if not words:
         raise InputError(f"{softmax} needs the vocab.txt that says which word each of its rows stands for")
-    return ModelFolder(
-        model, parameters, vocabulary, softmax and read_softmax(as_path(softmax), model, len(vocabulary or ()))
-    )
+    arrays = _read(as_path(softmax), {"softmax/W": (words, model.projection_dim), "softmax/b": (words,)})
+    return ModelFolder(model, parameters, vocabulary, {ours: arrays[name] for name, ours in SOFTMAX_NAMES.items()})
 
 
 def read_folder(path: str | os.PathLike, with_softmax: bool = False) -> ModelFolder:
     """Reads a model folder or the model of a training workdir."""
-    files = model_files(path)
-    return read_model(*(files if with_softmax else files[:3]))
+    return read_model(*model_files(path)[: 4 if with_softmax else 3])
 
 
 def write_folder(path: Path, model: ModelConfig, parameters: dict[str, Any], vocabulary: Vocabulary) -> None:
@@ -228,7 +210,6 @@ def write_folder(path: Path, model: ModelConfig, parameters: dict[str, Any], voc
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(path, error) from None
-    names = weight_names(model)
     with (
         writing(path / "options.json") as options,
         writing(path / "vocab.txt") as words,
@@ -237,8 +218,13 @@ def write_folder(path: Path, model: ModelConfig, parameters: dict[str, Any], voc
     ):
         options.write_text(json.dumps(to_options(model, len(vocabulary)), indent=1) + "\n", encoding="utf-8")
         words.write_bytes(vocabulary.to_bytes())
-        _add_arrays(weights, {name: parameters["bilm"][module][array] for name, (module, array) in names.items()})
+        _add_arrays(weights, named_weights(parameters["bilm"], model))
         _add_arrays(softmax, {name: parameters["softmax"][ours] for name, ours in SOFTMAX_NAMES.items()})
+
+
+def named_weights(parameters: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
+    """The biLM's parameters under their names in weights.hdf5."""
+    return {name: parameters[module][array] for name, (module, array) in weight_names(model).items()}
 
 
 def _add_arrays(file: HDF5Writer, arrays: dict[str, Any]) -> None:
@@ -253,8 +239,3 @@ def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
     """Writes an HDF5 file of float32 arrays with their checksums; it appears only when it is whole."""
     with writing_hdf5(path) as file:
         _add_arrays(file, arrays)
-
-
-def write_weights(path: Path, parameters: dict[str, Any], model: ModelConfig) -> None:
-    """Writes weights.hdf5 as bilm-tf's dump_weights does."""
-    write_arrays(path, {name: parameters[module][array] for name, (module, array) in weight_names(model).items()})

@@ -19,7 +19,7 @@ from elmo_jax.model import zero_state
 from elmo_jax.parallel import fetch, gather, gather_words, parallel
 from elmo_jax.streams import LanguageModelStream, make_batch, word_table
 from elmo_jax.vocabulary import Vocabulary
-from elmo_jax.weights import write_weights
+from elmo_jax.weights import named_weights, write_arrays
 
 TRACES = sorted(path.parent for path in GOLDEN.glob("training/*/trace.npz"))
 needs_golden = pytest.mark.skipif(not TRACES, reason=f"no training traces under {GOLDEN} (set ELMO_GOLDEN)")
@@ -118,7 +118,7 @@ def test_replay(folder, tmp_path):
                 parts = [final[f"device{d}/{direction}/layer{layer}/{name}"] for d in range(devices)]
                 assert relative_error(array, np.concatenate(parts)) < TOLERANCE
 
-    write_weights(tmp_path / "weights.hdf5", state.parameters["bilm"], model)
+    write_arrays(tmp_path / "weights.hdf5", named_weights(state.parameters["bilm"], model))
     assert_same_weights(tmp_path / "weights.hdf5", folder / "dumped_weights.hdf5")
 
 

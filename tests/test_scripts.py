@@ -315,7 +315,7 @@ def test_bad_input_of_embed(project, tmp_path, capsys):
     embed_fails("latin.txt, line 2, is not UTF-8", input=tmp_path / "latin.txt")
     options = (model / "options.json").read_text()
     (model / "options.json").write_text(options.replace('"dim": 11', '"dim": 13'))
-    embed_fails("weights.hdf5 does not fit the model of its options.json: RNN_0/RNN")
+    embed_fails("weights.hdf5: it does not fit the model of its options.json: RNN_0/RNN")
     (model / "options.json").write_text(options.replace('"projection_dim": 7, ', ""))
     embed_fails("options.json describes no model: it lacks lstm.projection_dim")
     (model / "options.json").write_text(options[:-5])

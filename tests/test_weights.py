@@ -18,13 +18,13 @@ from elmo_jax.modules import init_bilm
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import (
     model_files,
+    named_weights,
     read_folder,
     read_model,
     read_weights,
     weight_shapes,
     write_arrays,
     write_folder,
-    write_weights,
 )
 
 WORDS = ModelConfig(input="words", cell_dim=11, projection_dim=7)
@@ -41,7 +41,7 @@ def contents(path):
 def test_exported_names_are_those_of_bilm_tf(golden, tmp_path, trace):
     folder = golden / "training" / trace
     model = from_options(json.loads((folder / "options.json").read_text()), "options.json")
-    write_weights(tmp_path / "weights.hdf5", init_bilm(jax.random.key(0), model), model)
+    write_arrays(tmp_path / "weights.hdf5", named_weights(init_bilm(jax.random.key(0), model), model))
     ours, theirs = contents(tmp_path / "weights.hdf5"), contents(folder / "dumped_weights.hdf5")
     describe = lambda arrays: {name: (array.shape, array.dtype) for name, array in arrays.items()}
     assert describe(ours) == describe(theirs)
@@ -334,7 +334,7 @@ def test_a_folder_as_downloaded(tmp_path):
     with pytest.raises(InputError, match=r"no file .*/weights.hdf5, .* elmo_2x4096_weights.hdf5, other_weights.hdf5"):
         read_folder(folder)
     (folder / "other_weights.hdf5").rename(folder / "weights.hdf5")  # the name that counts
-    assert model_files(folder).weights == folder / "weights.hdf5"
+    assert model_files(folder)[1] == folder / "weights.hdf5"
 
 
 def test_models_that_are_not_there(tmp_path):
