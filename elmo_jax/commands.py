@@ -20,7 +20,7 @@ from elmo_jax.files import as_path, check_output
 from elmo_jax.model import start_state
 from elmo_jax.streams import LanguageModelStream, word_table
 from elmo_jax.vocabulary import Vocabulary
-from elmo_jax.weights import ModelFolder, read_folder, read_model, write_folder
+from elmo_jax.weights import ModelFolder, model_files, read_folder, read_model, write_folder
 
 
 @contextlib.contextmanager
@@ -81,8 +81,9 @@ def embed(
         mix_weights: With --layers mix: a number for each layer, word vectors first; a softmax makes them sum to 1.
         mix_gamma: With --layers mix: factor of the sum.
     """
-    text = [] if input == "-" else [input]
-    check_output(output, *text, *_model_files(model, options, weights, vocab))
+    files = (options, weights, vocab)
+    only_model = model is not None and not any(files)
+    check_output(output, None if input == "-" else input, *(model_files(model) if only_model else (model, *files)))
     elmo = load(model, options=options, weights=weights, vocab=vocab)
     mix = Mix(mix_weights, mix_gamma) if mix_weights else None
     lines, written = itertools.tee(read_input(input))
@@ -90,15 +91,6 @@ def embed(
         lines, layers=layers, state=state, precision=precision, boundaries=boundaries, batch_size=batch_size, mix=mix
     )
     write_hdf5(output, written, tqdm(vectors, "embedding", unit=" sentences"))
-
-
-def _model_files(model: str | None, *files: str | None) -> list[str]:
-    """The files that a model is read from."""
-    given = [file for file in files if file is not None]
-    folder = as_path(model) if model is not None else None
-    if folder is not None and folder.is_dir():
-        given += [str(file) for file in (*folder.iterdir(), *(folder / "model").glob("*"))]
-    return given
 
 
 def vocab(

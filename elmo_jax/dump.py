@@ -103,19 +103,18 @@ def _keep_best(
     ranked: dict, tokens: list[Token], similarities: np.ndarray, candidates: np.ndarray, own: Token, count: int
 ) -> None:
     """Puts candidates that are nearer than those ranked among them, one for each other word, `count` at most."""
-    worst = min((value for value, _ in ranked.values()), default=-np.inf) if len(ranked) == count else -np.inf
-    candidates = candidates[similarities[candidates] > worst]
+    nearest_here: dict = {}
     for candidate in candidates[np.argsort(-similarities[candidates], kind="stable")].tolist():
-        token, value = tokens[candidate], float(similarities[candidate])
-        if token == own:
-            continue
-        key = token if token.word == own.word else token.word
-        if len(ranked) == count and value <= min(value for value, _ in ranked.values()):
-            return
-        if key not in ranked or value > ranked[key][0]:
-            ranked[key] = value, token
-        if len(ranked) > count:
-            del ranked[min(ranked, key=lambda key: ranked[key][0])]
+        token = tokens[candidate]
+        if token != own:
+            key = token if token.word == own.word else token.word
+            nearest_here.setdefault(key, (float(similarities[candidate]), token))
+        if len(nearest_here) == count:
+            break
+    for key, neighbour in nearest_here.items():
+        ranked[key] = max(ranked.get(key, neighbour), neighbour)
+    for key in sorted(ranked, key=ranked.__getitem__, reverse=True)[count:]:
+        del ranked[key]
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -53,28 +53,24 @@ def load(
     """
     check_process()
     given = {"model": model, "options": options, "weights": weights, "vocab": vocab}
-    source = {name: _absolute(name, path) for name, path in given.items() if path is not None}
-    paths = {name: as_path(path) for name, path in source.items()}
+    paths = {name: _absolute(name, path) for name, path in given.items() if path is not None}
     if paths.keys() == {"model"}:
         folder = read_folder(paths["model"])
     elif paths.keys() - {"vocab"} in ({"model", "weights"}, {"options", "weights"}):
         folder = read_model(paths.get("model") or paths["options"], paths["weights"], paths.get("vocab"))
     else:
         raise InputError(
-            f"load() was given {', '.join(source) or 'nothing'}; it takes a folder, load(FOLDER), or two files, "
+            f"load() was given {', '.join(paths) or 'nothing'}; it takes a folder, load(FOLDER), or two files, "
             "load(OPTIONS, WEIGHTS), and for models without characters vocab=VOCABULARY"
         )
-    return Elmo(folder, source, compilation_cache)
+    return Elmo(folder, paths, compilation_cache)
 
 
 def _absolute(name: str, path: PathLike) -> str:
     """A path that stays good in a process with another working directory."""
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise InputError(f"load() takes paths; {name} is {reprlib.repr(path)}")
-    text = os.fspath(path)
-    if text.lower().startswith(("http:", "https:", "ftp:")):
-        raise InputError(f"load() reads files, not {text[:200]!r}; download it, and give the path of the file")
-    return text if is_remote(text) else os.path.abspath(text)
+    return os.fspath(as_path(path)) if is_remote(path) else os.path.abspath(path)
 
 
 class Elmo:
@@ -125,17 +121,11 @@ class Elmo:
 
         A sentence is a list of tokens or a str of tokens separated by spaces. Options are those of `embed_iter`.
         """
+        check_process()
         _check_sentences(sentences, "embed")
         every = list(sentences)
-        vectors = self.embed_iter(
-            every,
-            layers=layers,
-            state=state,
-            precision=precision,
-            boundaries=boundaries,
-            batch_size=batch_size,
-            mix=mix,
-        )
+        request = self._request(layers, state, precision, boundaries, batch_size, mix)
+        vectors = self._engine.embed(_tokens_of_each(every), request)
         return list(tqdm(vectors, "embedding", len(every), unit=" sentences", delay=2, leave=False))
 
     def embed_iter(
@@ -173,25 +163,23 @@ class Elmo:
 
     def _request(self, layers: Any, state: Any, precision: Any, boundaries: Any, batch_size: Any, mix: Any) -> Request:
         """The arguments of a call, checked."""
-        _check_choice("layers", layers, Layers)
-        _check_choice("state", state, StateMode)
-        _check_choice("precision", precision, Precision)
-        _check_flag("boundaries", boundaries)
-        if batch_size is not None and (
-            not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool) or batch_size < 1
-        ):
-            raise InputError(f"batch_size is {reprlib.repr(batch_size)}; it must be a whole number from 1 up, or None")
+        chosen = {"layers": (layers, Layers), "state": (state, StateMode), "precision": (precision, Precision)}
+        for name, (value, choices) in chosen.items():
+            accepted = f"one of {', '.join(map(repr, get_args(choices)))}"
+            _check(name, value, isinstance(value, str) and value in get_args(choices), accepted)
+        _check("boundaries", boundaries, isinstance(boundaries, bool | np.bool_), "True or False")
+        whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
+        _check(
+            "batch_size",
+            batch_size,
+            batch_size is None or (whole and bool(batch_size >= 1)),
+            "a whole number from 1 up, or None",
+        )
         if (mix is not None) != (layers == "mix"):
             raise InputError('layers="mix" and mix=Mix(weights, gamma, layer_norm) go together')
         mix = mix if mix is None or isinstance(mix, Mix) else Mix(mix)
-        return Request(
-            state,
-            precision,
-            bool(boundaries),
-            None if batch_size is None else int(batch_size),
-            self._layer_weights(layers, mix),
-            mix is not None and bool(mix.layer_norm),
-        )
+        weights, layer_norm = self._layer_weights(layers, mix), mix is not None and bool(mix.layer_norm)
+        return Request(state, precision, bool(boundaries), batch_size and int(batch_size), weights, layer_norm)
 
     def _layer_weights(self, layers: Layers, mix: Mix | None) -> npt.NDArray[np.float32] | None:
         """Weights of the sum over layers, float32 [L + 1]: of a mix γ · softmax(weights); None: no sum."""
@@ -199,7 +187,7 @@ class Elmo:
         if mix is None:
             average, top = np.full(count, 1 / count, np.float32), np.eye(count, dtype=np.float32)[-1]
             return {"average": average, "top": top, "all": None}[layers]
-        _check_flag("layer_norm of mix", mix.layer_norm)
+        _check("layer_norm of mix", mix.layer_norm, isinstance(mix.layer_norm, bool | np.bool_), "True or False")
         weights, gamma = _finite("weights of mix", mix.weights), _finite("gamma of mix", mix.gamma)
         if weights.shape != (count,) or gamma.ndim:
             received = f"weights of shape {weights.shape} and gamma of shape {gamma.shape}"
@@ -209,15 +197,9 @@ class Elmo:
         return (mix.gamma * powers / powers.sum()).astype(np.float32)
 
 
-def _check_choice(name: str, value: Any, choices: Any) -> None:
-    if not isinstance(value, str) or value not in get_args(choices):
-        accepted = ", ".join(map(repr, get_args(choices)))
-        raise InputError(f"{name} is {reprlib.repr(value)}; it must be one of {accepted}")
-
-
-def _check_flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool | np.bool_):
-        raise InputError(f"{name} is {reprlib.repr(value)}; it must be True or False")
+def _check(name: str, value: Any, right: bool, accepted: str) -> None:
+    if not right:
+        raise InputError(f"{name} is {reprlib.repr(value)}; it must be {accepted}")
 
 
 def _finite(name: str, values: Any) -> npt.NDArray[Any]:
@@ -241,10 +223,10 @@ def _check_sentences(sentences: Any, method: str) -> None:
         advice = f'a table has columns; {method}(list(table["NAME OF THE COLUMN OF TEXT"]))'
     elif isinstance(sentences, set | frozenset):
         advice = f"a set has no order; {method}(sorted(sentences))"
-    elif isinstance(sentences, bytes | bytearray) or not isinstance(sentences, Iterable):
-        advice = f'give a list of sentences; {method}(["The river rose .", ["It", "rained", "."]])'
-    else:
+    elif isinstance(sentences, Iterable) and not isinstance(sentences, bytes | bytearray):
         return
+    else:
+        advice = f'give a list of sentences; {method}(["The river rose .", ["It", "rained", "."]])'
     raise InputError(f"{method}() was given {_described(sentences)}: {advice}")
 
 
@@ -278,13 +260,11 @@ def _tokens_of_each(sentences: Iterable[Sentence]) -> Iterator[list[str]]:
 def _tokens(sentence: Sentence) -> list[str]:
     if isinstance(sentence, str):
         return sentence.split()
-    if isinstance(sentence, Mapping):
-        raise InputError(
-            f"a sentence is a str or a list of str; got {_described(sentence)}: perhaps "
-            f'embed([row["NAME OF THE FIELD OF TEXT"] for row in rows])'
-        )
-    if isinstance(sentence, Iterable) and not isinstance(sentence, set | frozenset | bytes | bytearray):
+    if isinstance(sentence, Iterable) and not isinstance(sentence, Mapping | set | frozenset | bytes | bytearray):
         tokens = list(sentence)
         if all(isinstance(token, str) for token in tokens):
             return tokens
-    raise InputError(f"a sentence is a str or a list of str; got {_described(sentence)}")
+    advice = ""
+    if isinstance(sentence, Mapping):
+        advice = ': perhaps embed([row["NAME OF THE FIELD OF TEXT"] for row in rows])'
+    raise InputError(f"a sentence is a str or a list of str; got {_described(sentence)}{advice}")
