@@ -24,7 +24,7 @@ from etils import epath
 from tqdm import tqdm
 
 from elmo_jax.config import DataConfig
-from elmo_jax.errors import InputError
+from elmo_jax.errors import InputError, brief
 from elmo_jax.files import as_path, matching
 from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, Vocabulary, character_ids
 
@@ -112,9 +112,8 @@ def read_tfds(name: str, option: str, progress: str | None = None) -> Iterator[l
         if "text" not in source.dataset_info.features:
             raise ValueError(f"it has no field text, but {', '.join(source.dataset_info.features)}")
     except Exception as error:  # the library's errors have many types: not found, not prepared, wrong format, ...
-        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{option}: cannot read {name} ({type(error).__name__}: {reason}); prepare it once with "
+            f"{option}: cannot read {name} ({type(error).__name__}: {brief(error)}); prepare it once with "
             f"tfds.builder({dataset!r}, file_format='array_record').download_and_prepare()"
         ) from None
     lines = (source[number]["text"] for number in range(len(source)))

@@ -90,12 +90,8 @@ def embedding_program(model: ModelConfig, precision: Precision):
 
 def lstm_parameters(parameters: dict[str, Any], precision: Precision) -> dict[str, Any]:
     """The LSTMs' parameters on the devices, those that enter products already rounded."""
-
-    def convert(path: tuple, array: np.ndarray) -> np.ndarray:
-        return array if path[-1].key == "bias" else array.astype(precision)
-
-    lstms = {name: module for name, module in parameters.items() if name != "words"}
-    return replicate(jax.tree.map_with_path(convert, lstms))
+    rounded = lambda arrays: {name: a if name == "bias" else a.astype(precision) for name, a in arrays.items()}
+    return replicate({name: rounded(arrays) for name, arrays in parameters.items() if name != "words"})
 
 
 def placed_start_state(folder: ModelFolder, keep: bool, mode: Literal["warm", "zero"], boundaries: bool) -> State:

@@ -47,15 +47,11 @@ class Vocabulary:
         """Reads a file with a word a line; a byte order mark is read as nothing."""
         try:
             lines = path.read_bytes().decode("utf-8-sig").split("\n")
-        except FileNotFoundError:
-            raise InputError(f"no vocabulary file {path}") from None
         except OSError as error:
             raise InputError(f"cannot read the vocabulary file {path} ({error})") from None
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not UTF-8 ({error}); convert it first") from None
-        if lines and not lines[-1]:
-            lines.pop()
-        return cls((line.strip() for line in lines), str(path))
+        return cls((line.strip() for line in (lines if lines[-1] else lines[:-1])), str(path))
 
     def save(self, path: Path) -> None:
         """Writes a file that `load`, bilm-tf and AllenNLP read."""

@@ -251,7 +251,7 @@ def test_bad_input_of_train(project, tmp_path, capsys):
         (["--data.train", tmp_path / "empty.txt", "--data.vocab", project / "run/model/vocab.txt"], "has no sentences"),
         (["--data.train", tmp_path / "latin.txt"], "latin.txt, line 1, is not UTF-8"),
         (["--data.vocab", tmp_path / "vocab.txt"], "lacks <S>"),
-        (["--data.vocab", tmp_path / "no.txt"], "no vocabulary file"),
+        (["--data.vocab", tmp_path / "no.txt"], "cannot read the vocabulary file"),
         (["--train.negatives", "43"], "train.negatives is 43, the vocabulary has 43 words"),
         (["--train.dropout", "1"], "train.dropout is 1.0"),
         (["--workdir", tmp_path / "file" / "run"], "cannot write to"),
