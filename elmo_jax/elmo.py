@@ -168,13 +168,9 @@ class Elmo:
             accepted = f"one of {', '.join(map(repr, get_args(choices)))}"
             _check(name, value, isinstance(value, str) and value in get_args(choices), accepted)
         _check("boundaries", boundaries, isinstance(boundaries, bool | np.bool_), "True or False")
-        whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
-        _check(
-            "batch_size",
-            batch_size,
-            batch_size is None or (whole and bool(batch_size >= 1)),
-            "a whole number from 1 up, or None",
-        )
+        if batch_size is not None:
+            whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
+            _check("batch_size", batch_size, whole and bool(batch_size >= 1), "a whole number from 1 up, or None")
         if (mix is not None) != (layers == "mix"):
             raise InputError('layers="mix" and mix=Mix(weights, gamma, layer_norm) go together')
         mix = mix if mix is None or isinstance(mix, Mix) else Mix(mix)

@@ -120,7 +120,7 @@ class Engine:
         except Exception as error:
             if not isinstance(error, InputError):  # of a device, say, which was to fill the table of words' vectors
                 with self._lock:
-                    self.words.forget()
+                    self.words.sound = False  # the next call begins a new one
             raise
 
     def _embed(self, sentences: Iterator[list[str]], request: Request) -> Iterator[np.ndarray]:

@@ -39,7 +39,9 @@ def spelling_program(model: ModelConfig):
 
 
 class VocabularyVectors:
-    """Word vectors of a model without characters: one of each of its vocabulary's words."""
+    """Word vectors of a model without characters: one of each of its vocabulary's words, always `sound`."""
+
+    sound = True
 
     def __init__(self, parameters: dict[str, Any], vocabulary: Vocabulary):
         self.table = replicate(parameters["embedding"])
@@ -48,9 +50,6 @@ class VocabularyVectors:
     def look_up(self, words: list[str], most: int) -> tuple[jax.Array, np.ndarray]:
         """A table of vectors [.., P], and where in it those of words are, int32."""
         return self.table, self.vocabulary.ids(words)
-
-    def forget(self) -> None:
-        """There is nothing to work out anew."""
 
 
 class SpelledVectors:
@@ -85,10 +84,6 @@ class SpelledVectors:
         in_table = np.array(places, np.int32)
         self.last_used[in_table] = self.clock
         return self.table, in_table
-
-    def forget(self) -> None:
-        """Makes the next call begin a new table: a device has failed, and this one's values may be lost."""
-        self.sound = False
 
     def _begin(self, capacity: int) -> None:
         self.sound = False
