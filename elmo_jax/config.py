@@ -120,7 +120,7 @@ class Config:
 
 
 # Numbers, each with its least and its largest value. No model has more layers, and larger ones take minutes to compile.
-LARGEST, SMALLEST = 2**31 - 1, 1e-9
+LARGEST, SMALLEST = 2**31 - 1, math.ulp(0.0)  # what is above 0
 BOUNDS = {
     "model.layers": (1, 100),
     "model.highway_layers": (0, 100),
@@ -129,9 +129,10 @@ BOUNDS = {
     **dict.fromkeys(("model.cell_clip", "model.projection_clip"), (SMALLEST, 1e38)),
     **dict.fromkeys(("train.steps", "train.batch_size", "train.window", "train.negatives"), (1, LARGEST)),
     **dict.fromkeys(("train.checkpoint_every", "train.eval_every", "train.log_every"), (1, LARGEST)),
-    **dict.fromkeys(("train.learning_rate", "train.epochs"), (SMALLEST, LARGEST)),
+    "train.epochs": (SMALLEST, LARGEST),
+    "train.learning_rate": (SMALLEST, 1e38),
     "train.clip_norm": (SMALLEST, math.inf),
-    "train.dropout": (0, 0.999),
+    "train.dropout": (0, math.nextafter(1, 0)),
     "train.seed": (0, 2**32 - 1),
 }
 MOST_FILTERS, MOST_PARAMETERS = 100, 10**11
