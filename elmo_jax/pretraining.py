@@ -146,8 +146,12 @@ class Run:
         shared_state = training.to_host(self.config, state, len(self.text.vocabulary))
         self.checkpoints.save(Checkpoint(step, shared_state, parallel.gather(lstm_state), {"position": position}))
 
-    def export(self, parameters: dict[str, Any]) -> None:
-        """Writes model/."""
+    def export(self, state: training.TrainState) -> None:
+        """Writes model/; every process calls it."""
+        self.write_model(training.to_host(self.config, state, len(self.text.vocabulary)).parameters)
+
+    def write_model(self, parameters: dict[str, Any]) -> None:
+        """Writes model/, given NumPy arrays."""
         if parallel.is_first_process():
             write_folder(self.workdir.model, self.config.model, parameters, self.text.vocabulary)
 
@@ -246,7 +250,7 @@ class Reports:
         self.say(f"step {step:,}: held-out perplexity {result.both:.2f}")
         best = run.perplexities.get(run.checkpoints.kept.best_step, math.inf)
         if step and result.both < best:
-            run.export(training.to_host(run.config, state, len(run.text.vocabulary)).parameters)
+            run.export(state)
             if run.is_regular(step):
                 run.checkpoints.kept.best_step = step
         run.perplexities[step] = result.both
@@ -292,7 +296,7 @@ def train(run: Run) -> None:
         reports.say(f"told to end: saved step {step:,}; the same command goes on from there")
         raise SystemExit(termination.exit_code)
     if run.heldout is None or not run.workdir.model.exists():
-        run.export(training.to_host(run.config, state, len(run.text.vocabulary)).parameters)
+        run.export(state)
     reports.say(f"the model is in {run.workdir.model}")
     parallel.barrier("done")
 
@@ -321,11 +325,9 @@ def prepare(arguments: Arguments, resources: contextlib.ExitStack) -> Run:
     workdir.create(begun, config, rows, vocabulary, fingerprint)
     parallel.barrier("created")
     checkpoints = resources.enter_context(Checkpoints(workdir.checkpoints))
-    checkpoint = restore(config, workdir, checkpoints, len(vocabulary), rows)
+    checkpoint = checkpoints.restore(checkpoint_shapes(config.model, len(vocabulary)), rows)
     if checkpoint is None:
-        state = training.init_state(initial_parameters(config, vocabulary, init))
-        lstm_state = zero_state(config.model, len(parallel.own_rows(rows)))
-        checkpoint = Checkpoint(0, state, lstm_state, {"position": None})
+        checkpoint = begin(config, workdir, vocabulary, init, len(parallel.own_rows(rows)))
     steps = config.train.steps
     if config.train.epochs is not None:
         steps = math.ceil(config.train.epochs * text.tokens / (rows * config.train.window))
@@ -379,15 +381,14 @@ def checkpoint_shapes(model: ModelConfig, vocabulary_size: int) -> Checkpoint:
     return Checkpoint(0, jax.eval_shape(make, jax.random.key(0)), zero_state(model, 1), {})
 
 
-def restore(
-    config: Config, workdir: Workdir, checkpoints: Checkpoints, vocabulary_size: int, rows: int
-) -> Checkpoint | None:
-    """The newest checkpoint that is whole; None if the run is new."""
-    checkpoint = checkpoints.restore(checkpoint_shapes(config.model, vocabulary_size), rows)
-    if checkpoint is None:
-        every = config.train.checkpoint_every
-        workdir.check_new(first_saved=next_due(next_due(0, every), every))
-    return checkpoint
+def begin(
+    config: Config, workdir: Workdir, vocabulary: Vocabulary, init: ModelFolder | None, own_rows: int
+) -> Checkpoint:
+    """Where a new run stands; a run that has been trained is never taken for one."""
+    every = config.train.checkpoint_every
+    workdir.check_new(first_saved=next_due(next_due(0, every), every))
+    state = training.init_state(initial_parameters(config, vocabulary, init))
+    return Checkpoint(0, state, zero_state(config.model, own_rows), {"position": None})
 
 
 def restore_best(run: Run) -> None:
@@ -396,7 +397,7 @@ def restore_best(run: Run) -> None:
     early_end = run.perplexities.get(run.first, math.inf) if not run.is_regular(run.first) else math.inf
     if best in run.checkpoints.steps() and run.first < run.steps and early_end < run.perplexities[best]:
         like = checkpoint_shapes(run.config.model, len(run.text.vocabulary))
-        run.export(run.checkpoints.read(best, like, run.rows).shared_state.parameters)
+        run.write_model(run.checkpoints.read(best, like, run.rows).shared_state.parameters)
 
 
 def initial_parameters(config: Config, vocabulary: Vocabulary, init: ModelFolder | None) -> dict[str, Any]:
