@@ -47,6 +47,7 @@ def test_it_is_fresh(tmp_path):
     model = ROOT / "runs" / "demo"
     if not (model / "model").exists():
         model = tmp_path / "demo"
-        subprocess.run([sys.executable, "train.py", "tiny", "--workdir", model], cwd=ROOT, check=True)
+        command = [sys.executable, "train.py", "tiny", "--workdir", model]
+        subprocess.run(command, cwd=ROOT, check=True, env=script_environment())
     before, now = run_again(COMMITTED[0], model)
     assert now == before
