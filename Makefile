@@ -7,7 +7,7 @@ BIN := .venv/bin
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --requirement requirements.txt
-	$(BIN)/pip install --quiet --no-deps --editable .
+	$(BIN)/pip install --quiet --no-deps --config-settings editable_mode=compat --editable .
 	touch $@
 
 # Trains the tiny model on the built-in text, embeds a few sentences, and looks at one word in them.

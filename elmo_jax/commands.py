@@ -9,6 +9,7 @@ from typing import Literal
 import tyro
 from tqdm import tqdm
 
+import elmo_jax
 from elmo_jax.compilation import keep_compiled
 from elmo_jax.config import Precision
 from elmo_jax.corpus import Corpus, WordCounts, find_files, read_input, sentences
@@ -30,7 +31,10 @@ def needing(extra: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         name = (error.name or "").split(".")[0]
-        raise InputError(f"this needs the package {name}: pip install 'elmo-jax[{extra}]'") from None
+        raise InputError(
+            f"this needs the package {name}, which the extra {extra} brings: pip install '.[{extra}]' in the folder of "
+            "the project"
+        ) from None
 
 
 def train(argv: list[str]) -> None:
@@ -84,6 +88,10 @@ def embed(
     files = (options, weights, vocab)
     only_model = model is not None and not any(files)
     check_output(output, None if input == "-" else input, *(model_files(model) if only_model else (model, *files)))
+    if model is None and (options is None or weights is None):
+        raise InputError("which model? Give --model FOLDER, or --options FILE and --weights FILE")
+    if (layers == "mix") != bool(mix_weights):
+        raise InputError("--layers mix and --mix_weights go together; give both, or neither")
     elmo = load(model, options=options, weights=weights, vocab=vocab)
     mix = Mix(mix_weights, mix_gamma) if mix_weights else None
     lines, written = itertools.tee(read_input(input))
@@ -91,6 +99,7 @@ def embed(
         lines, layers=layers, state=state, precision=precision, boundaries=boundaries, batch_size=batch_size, mix=mix
     )
     write_hdf5(output, written, tqdm(vectors, "embedding", unit=" sentences"))
+    print(f"wrote {output}")
 
 
 def vocab(
@@ -109,6 +118,8 @@ def vocab(
         min_count: Leave out words that occur less often.
         max_characters: Limit of the model, begin and end of word included, for the report of words that it cuts.
     """
+    if not text:
+        raise InputError("which text? Give elmo-jax vocab TEXT... --output FILE")
     if max_size is not None and max_size < 3:
         raise InputError(f"max_size is {max_size}; it must be 3 or more, for <S>, </S> and <UNK>")
     files = [name for name in text if name != "builtin" and not name.startswith("tfds:")]
@@ -179,7 +190,7 @@ def perplexity(
     result = evaluate(parameters, tqdm(batches, "perplexity", unit=" windows", leave=False), begin)
     print(
         f"perplexity {result.both:.3f} (forward {result.forward:.3f}, backward {result.backward:.3f}) "
-        f"over {corpus.tokens:,} tokens, state {state}"
+        f"over {corpus.tokens:,} tokens, {corpus.unknown:.1%} <UNK>, state {state}"
     )
 
 
@@ -196,6 +207,8 @@ def _read_model(model: str | None, *files: str | None) -> ModelFolder:
 def nearest(embeddings: tyro.conf.Positional[str], word: str, neighbours: int = 3) -> None:
     """Shows, for occurrences of a word in embedded text, the contexts and the other words with the nearest vectors.
 
+    Ten occurrences at most, evenly chosen from the text; capital letters count.
+
     Args:
         embeddings: HDF5 file that `elmo-jax embed` wrote (one vector a token: not --layers all, no --boundaries).
         word: The word to look at.
@@ -205,8 +218,9 @@ def nearest(embeddings: tyro.conf.Positional[str], word: str, neighbours: int = 
         raise InputError(f"neighbours is {neighbours}; it must be 1 or more")
     for occurrence in nearest_in_dump(as_path(embeddings), word, neighbours):
         print(occurrence.context)
-        for similarity, context in itertools.chain(occurrence.same_word, occurrence.other_words):
-            print(f"    {similarity:.3f}  {context}")
+        for kind, neighbours_of_kind in (("same word", occurrence.same_word), ("other word", occurrence.other_words)):
+            for similarity, context in neighbours_of_kind:
+                print(f"    {kind:10}  {similarity:.3f}  {context}")
 
 
 def convert(
@@ -261,6 +275,8 @@ def export(
         like = checkpoint_shapes(model, len(vocabulary))
         checkpoint = checkpoints.read(choices[0] if step is None else step, like, begun.rows)
     folder = run.model if output is None else as_path(output)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "options.json").exists():
+        raise InputError(f"{folder} holds files but no model; give a new folder, or that of a model to replace")
     write_folder(folder, model, checkpoint.shared_state.parameters, vocabulary)
     print(f"wrote the model of step {checkpoint.step:,} to {folder}")
 
@@ -279,6 +295,9 @@ COMMANDS = {
 @exit_on_bad_input
 def main(argv: list[str]) -> None:
     """Runs a command line, without the program's name."""
+    if argv[:1] == ["--version"]:
+        print(elmo_jax.__version__)
+        return
     if argv[:1] == ["train"]:  # its options' defaults depend on the config that it names
         train(argv[1:])
         return

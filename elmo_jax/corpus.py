@@ -220,6 +220,11 @@ class Corpus:
         """Predictions of each direction in one pass: every token and one boundary a sentence."""
         return len(self.types) - len(self)
 
+    @property
+    def unknown(self) -> float:
+        """Share of the tokens that the vocabulary lacks, which are <UNK> as targets."""
+        return np.count_nonzero(self.types >= len(self.vocabulary)) / max(1, len(self.types) - 2 * len(self))
+
     def targets(self, types: np.ndarray) -> np.ndarray:
         """Vocabulary ids of word types."""
         return np.where(types < len(self.vocabulary), types, np.int32(self.vocabulary.unknown))
@@ -239,6 +244,8 @@ def read_corpora(
     """
     if not data.train:
         raise InputError("data.train is not given; give --data.train FILE_OR_GLOB, or builtin for the built-in text")
+    for patterns, option in ((data.train, "--data.train"), (data.heldout, "--data.heldout")):
+        find_files([name for name in patterns if name != BUILTIN and not name.startswith(TFDS)], option)
     train = functools.partial(sentences, data.train, "--data.train")
     given = None
     if data.vocab is not None and (of_run is None or as_path(data.vocab).exists()):

@@ -1,6 +1,7 @@
 """The one error that users see."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -34,6 +35,9 @@ def exit_on_bad_input(script: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise SystemExit(130) from None
+        except BrokenPipeError:  # of `| head`, say
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(141) from None
         except Exception as error:
             message: object = error
             # JAX's error of too little memory is a RuntimeError, known by its text without importing JAX.

@@ -28,10 +28,12 @@ from elmo_jax.modules import init_bilm, init_softmax
 from elmo_jax.streams import Batch, LanguageModelStream, prefetch, word_table
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import ModelFolder, read_folder, read_model, write_folder
-from elmo_jax.workdir import Workdir
+from elmo_jax.workdir import Begun, Workdir
 
 # Checkpoints and measurements begin at this step, then come at every doubling until their regular distance is reached.
 FIRST_DUE = 16
+# Share of unknown tokens from which on people are told.
+MANY_UNKNOWN = 0.15
 
 
 @dataclass(frozen=True)
@@ -172,10 +174,17 @@ class Reports:
     def __enter__(self) -> "Reports":
         run = self.run
         size = sum(array.size for array in jax.tree.leaves(run.state.parameters["bilm"]))
+        for name, text in (("training", run.text), ("held-out", run.heldout)):
+            if text is not None and text.unknown > MANY_UNKNOWN:
+                self.say(
+                    f"{text.unknown:.1%} of the {name} text's tokens are not in the vocabulary: they are predicted as "
+                    "<UNK>, and perplexity says little. Another --data.vocab, made by `elmo-jax vocab`, would have them"
+                )
         self.say(
-            f"{size:,} parameters and a softmax over {len(run.text.vocabulary):,} words; {run.text.tokens:,} tokens to "
-            f"predict, {run.text.tokens / run.tokens_per_step:,.1f} steps an epoch; {run.rows} rows on "
-            f"{parallel.global_device_count()} {jax.default_backend()} device(s); steps {run.first:,} to {run.steps:,}"
+            f"reading {' '.join(run.config.data.train)}: {run.text.tokens:,} tokens to predict, "
+            f"{run.text.tokens / run.tokens_per_step:,.1f} steps an epoch; {size:,} parameters and a softmax over "
+            f"{len(run.text.vocabulary):,} words; {run.rows} rows on {parallel.global_device_count()} "
+            f"{jax.default_backend()} device(s); steps {run.first:,} to {run.steps:,}"
         )
         self.bar = tqdm(
             total=run.steps,
@@ -185,6 +194,7 @@ class Reports:
             dynamic_ncols=True,
             disable=not self.shown,
         )
+        self.bar.set_postfix_str("compiling")
         self._clock, self._since = time.perf_counter(), run.first
         return self
 
@@ -293,7 +303,8 @@ def train(run: Run) -> None:
     run.checkpoints.close()
     run.workdir.flush()
     if ended:
-        reports.say(f"told to end: saved step {step:,}; the same command goes on from there")
+        done = f"saved step {step:,}" if step > run.first else f"it stands at step {step:,}"
+        reports.say(f"told to end: {done}; the same command goes on from there")
         raise SystemExit(termination.exit_code)
     if run.heldout is None or not run.workdir.model.exists():
         run.export(state)
@@ -306,7 +317,7 @@ def prepare(arguments: Arguments, resources: contextlib.ExitStack) -> Run:
     workdir = Workdir(as_path(arguments.workdir), writes=parallel.is_first_process())
     resources.enter_context(workdir.locked())
     begun = workdir.begun()
-    config, init = choose_model(arguments, begun and begun.config)
+    config, init = choose_model(arguments, begun)
     check(config)
     rows = workdir.rows(begun, config, parallel.global_device_count())
     text, heldout = read_corpora(config.data, begun and begun.vocabulary, init and init.vocabulary)
@@ -316,7 +327,7 @@ def prepare(arguments: Arguments, resources: contextlib.ExitStack) -> Run:
             f"train.negatives is {config.train.negatives}, the vocabulary has {len(vocabulary)} words; "
             "give fewer negatives, or --train.softmax full"
         )
-    fingerprint = text.fingerprint() | {"init": " ".join(arguments.init) or None}
+    fingerprint = text.fingerprint() | {"init": begun.text.get("init") if begun else " ".join(arguments.init) or None}
     if heldout is not None:
         fingerprint |= {"heldout_crc32": heldout.fingerprint()["types_crc32"]}
     settings = to_json(config) | {"data": config.data.shuffle}  # of the text its content counts, not where it lies
@@ -333,7 +344,8 @@ def prepare(arguments: Arguments, resources: contextlib.ExitStack) -> Run:
         steps = math.ceil(config.train.epochs * text.tokens / (rows * config.train.window))
     if checkpoint.step > steps:
         raise InputError(
-            f"the run in {workdir.path} has done {checkpoint.step} steps; train.steps is {steps}, give more"
+            f"the run in {workdir.path} has done {checkpoint.step} steps; train.steps is {steps}"
+            f"{'' if config.train.epochs is None else f' (train.epochs {config.train.epochs})'}, give more"
         )
     workdir.keep_metrics(checkpoint.step)
     parallel.barrier("restored")
@@ -352,18 +364,25 @@ def prepare(arguments: Arguments, resources: contextlib.ExitStack) -> Run:
     )
 
 
-def choose_model(arguments: Arguments, before: Config | None) -> tuple[Config, ModelFolder | None]:
-    """The config with the model of --init, and what --init holds if the run is new (it has no config `before`)."""
+def choose_model(arguments: Arguments, begun: Begun | None) -> tuple[Config, ModelFolder | None]:
+    """The config with the model of --init or of the run that began from one, and what --init holds if it is new."""
     config, init = arguments.config, None
-    if not arguments.init:
+    asked = {change.split()[0] for change in differences(load_config(arguments.name), config)}
+    if config.train.epochs is not None and "train.steps" in asked:
+        raise InputError(
+            f"train.steps is {config.train.steps} and train.epochs {config.train.epochs}; give one of them "
+            "(--train.epochs None takes back what the config says)"
+        )
+    if begun is not None and arguments.init and not begun.text.get("init"):
+        raise InputError(f"the run in {arguments.workdir} did not begin from a model; leave --init out to go on")
+    if not (arguments.init or (begun and begun.text.get("init"))):
         return config, None
     if len(arguments.init) > 2:
         raise InputError(f"--init has {len(arguments.init)} paths; give a folder, or options.json and weights.hdf5")
-    if before is None:
+    if begun is None:
         paths = [as_path(path) for path in arguments.init]
         init = read_folder(*paths, with_softmax=True) if len(paths) == 1 else read_model(*paths)
-    model = before.model if before is not None else init.model
-    asked = {change.split()[0] for change in differences(load_config(arguments.name), config)}
+    model = begun.config.model if begun is not None else init.model
     contrary = [change for change in differences(Config(model), config) if change.split()[0] in asked]
     contrary = [change for change in contrary if change.startswith("model.")]
     if contrary:

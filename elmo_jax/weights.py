@@ -155,7 +155,7 @@ def model_files(path: str | os.PathLike) -> list[Path | None]:
     """
     folder = as_path(path)
     if not folder.is_dir():
-        raise _no_model(folder, "no folder")
+        raise _no_model(folder, "a file, not a folder" if folder.exists() else "no folder")
     if not (folder / "options.json").exists() and (folder / "config.json").exists():
         folder /= "model"
         if not folder.is_dir():
@@ -165,7 +165,10 @@ def model_files(path: str | os.PathLike) -> list[Path | None]:
         files = [folder / name] if (folder / name).exists() else sorted(folder.glob(f"*{name}"))
         if len(files) != 1:
             names = listed([brief(file.name, 80) for file in files], ", ") or "none"
-            raise InputError(f"no file {folder / name}, and of other files *{name} one is expected; there are: {names}")
+            raise InputError(
+                f"there is no model in {folder}: it must hold one *{name}, and holds {names}; give the folder with "
+                "options.json and weights.hdf5, or the folder of a run"
+            )
         return files[0]
 
     others = [folder / name for name in ("vocab.txt", "softmax.hdf5")]

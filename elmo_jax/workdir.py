@@ -25,6 +25,10 @@ FREE = {
     *("train.profile", "data.train", "data.heldout", "data.vocab"),
 }
 MOST_ROWS = 10**7
+# What is in the fingerprints of a run's text, as people call it.
+NAMES = {"sentences": "data.train", "types_crc32": "data.train", "heldout_crc32": "data.heldout"} | {
+    "vocabulary_crc32": "the vocabulary"
+}
 
 
 class Begun(NamedTuple):
@@ -118,11 +122,11 @@ class Workdir:
     ) -> None:
         """Writes config.json; the text and the vocabulary must be those that the run began with, if it has begun."""
         before = begun.text.items() if begun and text else ()
-        others = [f"{name} {text.get(name)}, was {value}" for name, value in before if text.get(name) != value]
+        others = {NAMES.get(name, name) for name, value in before if name != "init" and text.get(name) != value}
         if others:
             raise InputError(
-                f"the text or the vocabulary is not that of the run in {self.path}: {'; '.join(others)}. "
-                "Give the same text to go on, or another --workdir for a new run"
+                f"the text or the vocabulary is not that of the run in {self.path}: {', '.join(sorted(others))} "
+                "differs, or is missing. Give what it began with to go on, or another --workdir for a new run"
             )
         if self.writes:
             try:

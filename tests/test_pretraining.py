@@ -181,6 +181,38 @@ def test_epochs_in_place_of_steps(project, tmp_path):
     assert [line["step"] for line in metrics(tmp_path) if "loss" in line] == list(range(1, int(steps) + 1))
 
 
+def test_epochs_and_steps_exclude_each_other(project, tmp_path, capsys):
+    both = ["--train.epochs", "2", "--train.steps", "9"]
+    fails(train.main, command(project, tmp_path / "run", *both), "train.steps is 9 and train.epochs 2.0", capsys)
+    train.main(command(project, tmp_path / "run", "--train.epochs", "0.1"))
+    fewer = command(project, tmp_path / "run", "--train.epochs", "0.05")
+    fails(train.main, fewer, "train.steps is 1 (train.epochs 0.05), give more", capsys)
+
+
+def test_a_run_that_began_from_a_model_goes_on_without_it(project, tmp_path, capsys):
+    """Neither the place of the model nor --init itself is needed again; a model for a run without one is refused."""
+    wide = ["--model.cell_dim", "13", "--train.steps", "1"]
+    train.main(command(project, tmp_path / "wide", *wide))
+    (tmp_path / "wide").rename(tmp_path / "model")
+    train.main(command(project, tmp_path / "run", "--init", tmp_path / "model", "--train.steps", "1"))
+    (tmp_path / "model").rename(tmp_path / "moved")
+    train.main(command(project, tmp_path / "run", "--init", tmp_path / "moved", "--train.steps", "2"))
+    train.main(command(project, tmp_path / "run", "--train.steps", "3"))
+    assert load_config(str(tmp_path / "run" / "config.json")).model.cell_dim == 13
+    fails(train.main, command(project, project / "run", "--init", tmp_path / "moved"), "leave --init out", capsys)
+
+
+def test_unknown_words_are_told(project, tmp_path, capsys):
+    """A text of which the vocabulary lacks much, and the share of it in perplexity."""
+    options = ["--data.train", project / "other.txt", "--init", project / "run", "--train.steps", "1"]
+    train.main(command(project, tmp_path / "run", *options))
+    words = (project / "other.txt").read_text().split()
+    share = sum(int(word[1:]) >= 40 for word in words) / len(words)
+    assert f"{share:.1%} of the training text's tokens are not in the vocabulary" in capsys.readouterr().out
+    tools.main(["perplexity", "--model", str(project / "run"), "--input", str(project / "other.txt")])
+    assert f", {share:.1%} <UNK>, state carry" in capsys.readouterr().out
+
+
 def test_the_text_may_have_moved(project, tmp_path, capsys):
     train.main(command(project, tmp_path / "run", "--train.steps", "2"))
     for name in ("train", "heldout"):
@@ -189,7 +221,7 @@ def test_the_text_may_have_moved(project, tmp_path, capsys):
     train.main(command(project, tmp_path / "run", *moved))
     assert metrics(tmp_path / "run")[-1]["step"] == 6
     (tmp_path / "moved-heldout.txt").write_text("w1 w2")
-    fails(train.main, command(project, tmp_path / "run", *moved, "--train.steps", 7), "heldout_crc32", capsys)
+    fails(train.main, command(project, tmp_path / "run", *moved, "--train.steps", 7), "data.heldout differs", capsys)
 
 
 def test_a_batch_size_that_contradicts_the_run_is_named(project, tmp_path, capsys):
@@ -230,6 +262,7 @@ def pretraining_perplexity(value):
 
 
 def test_bad_input_of_export(project, tmp_path, capsys):
+    fails(tools.main, ["export", project / "run", "--output", project], "holds files but no model", capsys)
     fails(tools.main, ["export", tmp_path], "not the folder of a training run", capsys)
     fails(tools.main, ["export", project / "run", "--step", "4711"], "no checkpoint of step 4711; it has", capsys)
     fails(tools.main, ["export", project / "run", "--step", "6", "--best"], "exclude each other", capsys)
