@@ -25,7 +25,7 @@ test: .venv/installed
 # Many runs, much text, several processes; TensorFlow, to read its checkpoints. Minutes rather than seconds.
 test-slow: .venv/installed
 	$(BIN)/pip install --quiet tensorflow-cpu==2.21.0
-	$(BIN)/python -m pytest --quiet -m slow
+	$(BIN)/python -m pytest --quiet -m slow --numprocesses 2 --dist worksteal
 
 # Runs the notebooks with the demo's model and keeps what they show.
 notebook: .venv/installed
