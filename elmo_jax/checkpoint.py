@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import threading
 import zlib
 from collections.abc import Sequence
@@ -213,7 +214,7 @@ class Checkpoints:
         try:
             self.close()
         except InputError as error:
-            print(f"\nerror: {error}", flush=True)
+            print(f"\nerror: {error}", file=sys.stderr, flush=True)
 
     def _failed(self, error: Exception) -> InputError:
         reason = " ".join(str(error).split())[:300]

@@ -155,7 +155,7 @@ def model_files(path: str | os.PathLike) -> list[Path | None]:
     """
     folder = as_path(path)
     if not folder.is_dir():
-        raise _no_model(folder, "a file, not a folder" if folder.exists() else "no folder")
+        raise _no_model(folder, "no folder but a file" if folder.exists() else "no folder")
     if not (folder / "options.json").exists() and (folder / "config.json").exists():
         folder /= "model"
         if not folder.is_dir():
@@ -166,8 +166,8 @@ def model_files(path: str | os.PathLike) -> list[Path | None]:
         if len(files) != 1:
             names = listed([brief(file.name, 80) for file in files], ", ") or "none"
             raise InputError(
-                f"there is no model in {folder}: it must hold one *{name}, and holds {names}; give the folder with "
-                "options.json and weights.hdf5, or the folder of a run"
+                f"no file {folder / name}, and of other files *{name} one is expected, there are: {names}. Give the "
+                "folder that holds a model's options.json and weights.hdf5, or the folder of a run"
             )
         return files[0]
 
