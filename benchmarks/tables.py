@@ -53,7 +53,7 @@ def embedding(result: dict) -> str:
                 row["precision"],
                 f"{speed['median']:,.0f} ({speed['min']:,.0f} – {speed['max']:,.0f})",
                 f"{speed['median'] / base['tokens_per_second']['median']:.2f}",
-                f"{1000 * row['latency_seconds']['median']:,.1f} ms",
+                f"{1000 * row['latency_seconds']['median']:,.1f} ms" if row["latency_seconds"] else "as float32",
                 f"{row['peak_memory_bytes'] / GIB:.2f} GiB",
                 f"{row['share_of_peak']:.0%}" if ours else "",
                 f"{row['compile_seconds']:.1f} s, {row['compilations']} programs" if ours else "",
