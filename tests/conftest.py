@@ -29,6 +29,7 @@ import jax
 import numpy as np
 import pytest
 
+import elmo_jax
 from elmo_jax import parallel, training
 from elmo_jax.config import ModelConfig, to_options
 from elmo_jax.weights import weight_shapes, write_arrays
@@ -198,6 +199,17 @@ def compilations():
         names += _compiled[before:]
 
     return collect
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A model folder with random weights of the shape SMALL."""
+    return write_random_model(tmp_path_factory.mktemp("model"), SMALL)
+
+
+@pytest.fixture(scope="module")
+def elmo(folder):
+    return elmo_jax.load(folder)
 
 
 @pytest.fixture

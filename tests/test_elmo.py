@@ -9,7 +9,7 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import ROOT, SENTENCES, SMALL, TOLERANCE, script_environment, write_random_model
+from conftest import ROOT, SENTENCES, TOLERANCE, script_environment
 from test_engine import largest_error
 
 import elmo_jax
@@ -17,16 +17,6 @@ import elmo_jax.elmo
 from elmo_jax import Mix, engine
 from elmo_jax.errors import InputError
 from elmo_jax.vocabulary import Vocabulary
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_random_model(tmp_path_factory.mktemp("model"), SMALL)
-
-
-@pytest.fixture(scope="module")
-def elmo(folder):
-    return elmo_jax.load(folder)
 
 
 def test_layers(elmo):

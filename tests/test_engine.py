@@ -16,16 +16,6 @@ from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import write_arrays
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_random_model(tmp_path_factory.mktemp("model"), SMALL)
-
-
-@pytest.fixture(scope="module")
-def elmo(folder):
-    return elmo_jax.load(folder)
-
-
 def largest_error(found, expected):
     """Largest difference over all sentences, relative to the largest value in any."""
     assert [array.shape for array in found] == [array.shape for array in expected]

@@ -9,18 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL, script_environment, write_random_model
+from conftest import ROOT, SMALL, script_environment
 
 import elmo_jax
 from elmo_jax import word_vectors
 from elmo_jax.word_vectors import SpelledVectors
 
 PLACES = 64
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_random_model(tmp_path_factory.mktemp("model"), SMALL)
 
 
 @pytest.fixture
