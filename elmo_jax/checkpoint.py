@@ -63,7 +63,10 @@ class Checkpoints:
     """
 
     def __init__(self, folder: epath.Path, read_only: bool = False):
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every file, and traces of what we report
+        # Orbax logs every file, and traces of what we report; of the tasks that it leaves behind when a file is damaged
+        # asyncio would tell, with a trace, whenever they are collected: within ast.parse, Python 3.11 fails of that.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.folder = folder if is_remote(folder) else epath.Path(os.path.abspath(folder))
         self.kept = NewestAndBest()
         writing = {"preservation_policy": self.kept, "cleanup_tmp_directories": True}
