@@ -40,6 +40,7 @@ def char_cnn_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 # The definition
 
 
+@jax.named_scope("char_cnn")
 def spelled_vectors(parameters: dict, characters: jax.Array, model: ModelConfig, precision: Precision) -> jax.Array:
     """Character ids [c, C] → word vectors [c, P] (Kim et al. 2015; Peters et al. 2018, section 3.4)."""
     return highways(parameters, convolutions(parameters, characters, model, precision), model, precision)[0]
@@ -104,6 +105,7 @@ def character_cnn(
     return _character_cnn_forward(parameters, characters, count, model, precision)[0]
 
 
+@jax.named_scope("char_cnn")
 def _character_cnn_forward(parameters, characters, count, model, precision):
     chunks = _chunks(characters)
     kernels = _highway_kernels(parameters, functools.partial(rounded, precision=precision))
@@ -151,6 +153,7 @@ def _at_width(function, characters: jax.Array, model: ModelConfig, *arguments):
     return lax.switch(choice, [at(width) for width in widths], characters, *arguments)
 
 
+@jax.named_scope("char_cnn")
 def _character_cnn_backward(model, precision, saved, d_vectors):
     parameters, characters, count, traces = saved
     chunks = _chunks(characters)

@@ -82,10 +82,10 @@ def embedding_step(
 
 
 @functools.cache
-def embedding_program(model: ModelConfig, precision: Precision):
-    """`embedding_step` over this process' devices, compiled once for all models of one shape."""
+def embedding_program(model: ModelConfig, precision: Precision, devices: tuple[jax.Device, ...] | None = None):
+    """`embedding_step` over devices, or all of this process, compiled once for all models of one shape."""
     step = functools.partial(embedding_step, model, precision)
-    return parallel(step, (None, None, 0, 0), (0, 0), donate=(2,), local=True)
+    return parallel(step, (None, None, 0, 0), (0, 0), donate=(2,), devices=devices or jax.local_devices())
 
 
 def lstm_parameters(parameters: dict[str, Any], precision: Precision) -> dict[str, Any]:

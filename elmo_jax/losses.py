@@ -37,6 +37,7 @@ def block_logits(hidden, weight, bias, first, new, size, precision):
     return jnp.where(new[None], logits, -jnp.inf), block
 
 
+@jax.named_scope("softmax")
 def log_normaliser(hidden: jax.Array, weight: jax.Array, bias: jax.Array, precision: Precision) -> jax.Array:
     """log Σ_v exp(h·w_v + b_v): hidden [N, P], weight [V, P], bias [V] → [N]."""
     size, firsts, new = blocks(len(weight), len(hidden))
@@ -72,6 +73,7 @@ def full_softmax_loss(
     return _full_forward(hidden, weight, bias, targets, precision, axis)[0]
 
 
+@jax.named_scope("softmax")
 def _full_forward(hidden, weight, bias, targets, precision, axis):
     everyones, first = hidden, 0
     if axis is not None:
@@ -93,6 +95,7 @@ def _full_forward(hidden, weight, bias, targets, precision, axis):
     return loss, (everyones, weight, bias, places, here, normaliser)
 
 
+@jax.named_scope("softmax")
 def _full_backward(precision, axis, saved, d_loss):
     hidden, weight, bias, places, here, normaliser = saved
     if axis is not None:
@@ -152,6 +155,7 @@ def log_expected_count(ids: jax.Array, draws: jax.Array, vocabulary_size: int) -
     return jnp.log(-jnp.expm1(draws.astype(jnp.float32) * jnp.log1p(-probability)))
 
 
+@jax.named_scope("softmax")
 def sampled_softmax_loss(
     hidden: jax.Array,
     weight: jax.Array,

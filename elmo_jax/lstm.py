@@ -126,6 +126,7 @@ def lstm(
     return outputs, state
 
 
+@jax.named_scope("lstm")
 def _scan(parameters, positions, state, start_state, model, precision, trace):
     """Outputs [T, B, P], with `trace` what the backward pass needs, and the state."""
     kernel, bias, projection = _weights(parameters, functools.partial(rounded, precision=precision))
@@ -164,6 +165,7 @@ def _lstm_forward(parameters, inputs, state, model, precision, reset, start_stat
     return (outputs, state), (parameters, outputs, traced, reset, start_state)
 
 
+@jax.named_scope("lstm")
 def _lstm_backward(model, precision, saved, d_results):
     """Back through time; the weights' gradients are products over all positions, after the scan.
 

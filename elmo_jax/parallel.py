@@ -1,7 +1,7 @@
 """Data parallelism over devices and processes: the only file that knows pmap."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from elmo_jax.errors import InputError
+from elmo_jax.products import compiled_for
 
 AXIS = "data"
 
@@ -123,18 +124,25 @@ def own_rows(rows: int) -> range:
 
 
 def parallel(
-    function: Callable, in_axes: tuple, out_axes: tuple, donate: tuple[int, ...] = (), local: bool = False
+    function: Callable,
+    in_axes: tuple,
+    out_axes: tuple,
+    donate: tuple[int, ...] = (),
+    devices: Sequence[jax.Device] | None = None,
 ) -> Callable:
-    """Runs `function` on every device of all processes, or (`local`) of this one, with collectives over AXIS.
+    """Runs `function` on `devices`, or on all of all processes, with collectives over AXIS, in their platform's form.
 
     An axis of 0 means that the argument or result has a leading device axis, None that all devices share it. A
     result under None must have been made equal (psum, pmean) by `function`: nothing checks that. Axes of results
     are numbers, None or tuples (a dict fails in JAX 0.10 with several processes).
     """
-    devices = jax.local_devices() if local else None
-    return jax.pmap(
-        function, axis_name=AXIS, in_axes=in_axes, out_axes=out_axes, donate_argnums=donate, devices=devices
-    )
+    platform = (devices or jax.local_devices())[0].platform
+
+    def in_form(*arguments):
+        with compiled_for(platform):
+            return function(*arguments)
+
+    return jax.pmap(in_form, axis_name=AXIS, in_axes=in_axes, out_axes=out_axes, donate_argnums=donate, devices=devices)
 
 
 _used_by: int | None = None  # the process that has used JAX here

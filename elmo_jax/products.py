@@ -3,13 +3,36 @@
 Operands are float32, already rounded, or packed. `d_x` is the gradient of the loss with respect to x.
 """
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Iterator
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from elmo_jax.config import Precision
+
+# What a program may be compiled for: each has its own form below.
+Platform = Literal["cpu", "gpu", "tpu"]
+_platform: contextvars.ContextVar[Platform | None] = contextvars.ContextVar("platform", default=None)
+
+
+@contextlib.contextmanager
+def compiled_for(platform: str) -> Iterator[None]:
+    """What is traced inside takes the form for `platform`, as a device calls it; elsewhere that of JAX's default."""
+    token = _platform.set("gpu" if platform in ("cuda", "rocm") else platform)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
+
+
+def platform() -> Platform:
+    """What the program that is being traced is compiled for."""
+    return _platform.get() or jax.default_backend()
 
 
 def packed(x: jax.Array, precision: Precision) -> jax.Array:
@@ -51,6 +74,7 @@ def transposed(x: jax.Array, precision: Precision) -> jax.Array:
     return lax.optimization_barrier(halves.transpose(2, 0, 1).reshape(x.shape[-1], -1))
 
 
+@jax.named_scope("weight_gradients")
 def weight_gradient(x: jax.Array, d_y: jax.Array, precision: Precision) -> jax.Array:
     """d_weight [K, N] where y = x · weight: x [.., K], d_y [.., N]. One product; the narrower operand is transposed."""
     if d_y.shape[-1] < x.shape[-1]:
@@ -58,6 +82,7 @@ def weight_gradient(x: jax.Array, d_y: jax.Array, precision: Precision) -> jax.A
     return product(transposed(x, precision), d_y.reshape(-1, d_y.shape[-1]), precision)
 
 
+@jax.named_scope("weight_gradients")
 def bias_gradient(d_y: jax.Array, precision: Precision) -> jax.Array:
     """d_bias [N] where y = x + bias: d_y [.., N] summed by a product, which reads packed numbers as they are."""
     d_y = d_y.reshape(-1, d_y.shape[-1])

@@ -1,6 +1,6 @@
 """The pure training step, and the step compiled for all devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -98,11 +98,13 @@ def distinct_ids(ids: jax.Array, vocabulary_size: int) -> tuple[jax.Array, jax.A
     return jnp.where(distinct < vocabulary_size, distinct, spare), numbers
 
 
+@jax.named_scope("rows")
 def gather_rows(table: jax.Array, row_ids: jax.Array, fill: float) -> jax.Array:
     """table [V, ..], row_ids [K] → [K, ..]."""
     return table.at[row_ids].get(mode="fill", fill_value=fill, unique_indices=True, indices_are_sorted=True)
 
 
+@jax.named_scope("rows")
 def scatter_rows(table: jax.Array, row_ids: jax.Array, values: jax.Array) -> jax.Array:
     """table [V, ..] with values [K, ..] in `row_ids` [K]; in place if the table is donated."""
     return table.at[row_ids].set(values, mode="drop", unique_indices=True, indices_are_sorted=True)
@@ -140,6 +142,7 @@ class TouchedWords(NamedTuple):
         return selected | {"softmax": jax.tree.map(put, tree["softmax"], selected["softmax"])}
 
 
+@jax.named_scope("rows")
 def touched_words(batch: Batch, negatives: Negatives | None, vocabulary_size: int) -> TouchedWords:
     """The words that all devices together touch, the same on every device; batch without its device axis."""
     targets = batch.targets.reshape(2, -1)
@@ -211,6 +214,7 @@ def loss_gradients(config: Config, parameters: dict[str, Any], inputs: LossInput
     return gradients, losses, lstm_state
 
 
+@jax.named_scope("update")
 def global_norm(config: Config, gradients: dict[str, Any]) -> jax.Array:
     """Norm [] of the gradients of all parameters, also of words on other devices."""
     if not is_split(config):
@@ -242,10 +246,11 @@ def train_step(
     inputs = LossInputs(state.step, lstm_state, batch, row_ids, touched)
     gradients, losses, lstm_state = loss_gradients(config, parameters, inputs)
     norm = global_norm(config, gradients)
-    clipped = jax.tree.map(lambda gradient: gradient * jnp.minimum(1.0, train.clip_norm / norm), gradients)
     sums = optax.ScaleByRssState(touched.select(state.accumulators, 1.0))
-    updates, sums = optax.scale_by_rss(eps=0.0).update(clipped, sums)
-    parameters = jax.tree.map(lambda value, update: value - train.learning_rate * update, parameters, updates)
+    with jax.named_scope("update"):
+        clipped = jax.tree.map(lambda gradient: gradient * jnp.minimum(1.0, train.clip_norm / norm), gradients)
+        updates, sums = optax.scale_by_rss(eps=0.0).update(clipped, sums)
+        parameters = jax.tree.map(lambda value, update: value - train.learning_rate * update, parameters, updates)
     state = TrainState(
         state.step + 1,
         touched.merge(state.parameters, parameters),
@@ -254,8 +259,8 @@ def train_step(
     return state, lstm_state, Metrics(losses, norm)
 
 
-def step_on_devices(config: Config, donate: bool = True) -> Callable:
-    """`train_step` on all devices: (state, LSTM state, batch, row_ids, negatives) → (state, LSTM state, metrics).
+def step_on_devices(config: Config, donate: bool = True, devices: Sequence[jax.Device] | None = None) -> Callable:
+    """`train_step` on `devices`, or all: (state, LSTM state, batch, row_ids, negatives) → (state, LSTM state, metrics).
 
     state as `place` makes it; leaves of the LSTM state [devices, b, ..], row_ids [devices, b]. With `donate` the
     states that go in are used up. `lower` is that of the compiled program.
@@ -269,7 +274,7 @@ def step_on_devices(config: Config, donate: bool = True) -> Callable:
 
     leaf_axes = None, *axes.values(), *axes.values()
     in_axes, out_axes = (state_axes, 0, 0, 0, None), (leaf_axes, 0, None)
-    program = parallel(leaves, in_axes, out_axes, donate=(0, 1) if donate else ())
+    program = parallel(leaves, in_axes, out_axes, donate=(0, 1) if donate else (), devices=devices)
 
     def step(state, lstm_state, batch, row_ids, negatives):
         (number, *trees), lstm_state, metrics = program(state, lstm_state, batch, row_ids, negatives)

@@ -33,9 +33,10 @@ def spell(
 
 
 @functools.cache
-def spelling_program(model: ModelConfig):
-    """`spell` over this process' devices, compiled once for all models of one shape."""
-    return parallel(functools.partial(spell, model), (None, None, None, 0), None, donate=(1,), local=True)
+def spelling_program(model: ModelConfig, devices: tuple[jax.Device, ...] | None = None):
+    """`spell` over devices, or all of this process, compiled once for all models of one shape."""
+    step = functools.partial(spell, model)
+    return parallel(step, (None, None, None, 0), None, donate=(1,), devices=devices or jax.local_devices())
 
 
 class VocabularyVectors:
