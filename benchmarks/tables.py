@@ -242,9 +242,85 @@ def scaling(result: dict) -> str:
     return text + markdown(heads, rows) + f"\n{note}\n```\n{''.join(sums)}```\n"
 
 
+def compiled(result: dict) -> str:
+    """The tables of `benchmarks.compiled`: one line of each program, and the parts of each."""
+    tpu, programs = result["chip"] is not None, result["programs"]
+    heads = ["program", "cycles", "time", "share of the peak"] if tpu else ["program", "kernels", "waits for the host"]
+    heads += ["useful operations", "arguments", "temporary", "code", "exchanged", "compiling"]
+    rows = []
+    for row in programs:
+        rows.append([program_name(row), *(cycles_of(row) if tpu else kernels_of(row))])
+        memory = [f"{row[f'{name}_bytes'] / GIB:.2f} GiB" for name in ("argument", "temporary", "code")]
+        sent = f"{sum(row['exchanged'].values()) / 1e6:,.1f} MB"
+        rows[-1] += [f"{row['useful_operations'] / 1e12:.3f} T", *memory, sent, f"{row['compile_seconds']:.0f} s"]
+    window, new = programs[-2:]
+    if tpu:
+        sums = {of: window[of] + new["calls"] * new[of] for of in ("cycles", "seconds", "useful_operations")}
+        share = sums["useful_operations"] / 2 / result["chip"]["multiply_adds"] / sums["cycles"]
+        whole = cycles_of(sums | {"share_of_peak": share})
+        rows.append(
+            [
+                f"a window with {new['words']:,} new words",
+                *whole,
+                f"{sums['useful_operations'] / 1e12:.3f} T",
+                *[""] * 5,
+            ]
+        )
+    unit = "millions of cycles" if tpu else "kernels"
+    note = (
+        f"By the compiler's account, not measured: {result['machine']['compiler']}; of each device. Config "
+        f"{result['config']}, {result['precision']}, {result['vocabulary_size']:,} words. {about(result)}.\n"
+    )
+    return f"{markdown(heads, rows)}\n{note}\n{parts(programs, tpu)}\nBy the compiler's account, in {unit}.\n"
+
+
+def program_name(row: dict) -> str:
+    """What a program of `benchmarks.compiled` does."""
+    if row["program"] == "new words":
+        return f"its new words, {row['calls']} times"
+    return f"{row['program']}, {row['rows']} x {row['window']}, {row['words']:,} words"
+
+
+def cycles_of(row: dict) -> list[str]:
+    return [f"{row['cycles'] / 1e6:.2f} M", f"{1000 * row['seconds']:.2f} ms", f"{row['share_of_peak']:.0%}"]
+
+
+def kernels_of(row: dict) -> list[str]:
+    return [f"{row['kernels']:,}", f"{sum(row['waits_for_the_host'].values()):,}"]
+
+
+def parts(programs: list[dict], millions: bool) -> str:
+    """Cost of each part of programs: forward, backward (where there is one) and in all."""
+    heads, columns = ["part"], []
+    for row in programs:
+        backward = any(ways["backward"] for ways in row["parts"].values())
+        for way in ("forward", "backward", "all") if backward else ("all",):
+            heads.append(f"{row['program']}, {row['rows']} rows: {way}" if backward else row["program"])
+            columns.append({part: ways[way] for part, ways in row["parts"].items()})
+    number = lambda value: f"{value / 1e6:.2f}" if millions else f"{value:,}"
+    names = dict.fromkeys(part for row in programs for part in row["parts"])
+    rows = [[name, *(number(column[name]) if column.get(name) else "" for column in columns)] for name in names]
+    rows.append(["in all", *(number(sum(column.values())) for column in columns)])
+    return markdown(heads, rows)
+
+
+def dearest(name: str, operations: list, top: int) -> str:
+    """The operations that cost most, those of one name and shape together."""
+    groups: dict[tuple, list[int]] = {}
+    for operation in operations:
+        key = operation.part, operation.direction, operation.loops, operation.kind, operation.shape, operation.op_name
+        group = groups.setdefault(key, [0, 0])
+        group[0], group[1] = group[0] + operation.total, group[1] + operation.times
+    heads, rows = [f"{name}: cost", "times", "part", "direction", "loops", "kind", "shape", "operation"], []
+    for key, (cost, times) in sorted(groups.items(), key=lambda item: -item[1][0])[:top]:
+        part, direction, loops, kind, shape, op_name = key
+        rows.append([f"{cost:,}", f"{times:,}", part, direction, "x".join(map(str, loops)), kind, shape, op_name])
+    return markdown(heads, rows)
+
+
 TABLES = {
     table.__name__: table
-    for table in (embedding, text_length, precision, training, curves, forms, changes, versions, scaling)
+    for table in (embedding, text_length, precision, training, curves, forms, changes, versions, scaling, compiled)
 }
 
 

@@ -1,0 +1,164 @@
+"""Worker: compiles this project's programs for a machine that is not there. Argument: JSON of `benchmarks.compiled`.
+
+Writes the program's text to `text` and what else is known of it, or {"error": ..}, as JSON to `answer`.
+"""
+
+import json
+import platform
+import sys
+import time
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+from elmo_jax import training
+from elmo_jax.char_cnn import CHUNK
+from elmo_jax.config import load_config
+from elmo_jax.engine import ROWS, WINDOW, Fixed, embedding_program
+from elmo_jax.model import parameter_shapes, zero_state
+from elmo_jax.streams import Batch, Window
+from elmo_jax.word_vectors import NEW_WORDS, REMEMBERED_WORDS, spelling_program
+
+# The packages of compilers, one in each environment.
+COMPILERS = ("libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
+# XLA's description of a GPU (GpuTargetConfigProto): the maker's figures of an H200 SXM.
+GPUS = {
+    "h200": """
+        platform_name: "CUDA"
+        device_description_str: "NVIDIA H200"
+        dnn_version_info { major: 9 minor: 8 patch: 0 }
+        gpu_device_info {
+            cuda_compute_capability { major: 9 minor: 0 }
+            core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+            memory_bandwidth: 4800000000000 device_memory_size: 150000000000 l2_cache_size: 52428800
+            threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+            shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+            registers_per_block_limit: 65536 registers_per_core_limit: 65536
+            block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+        }
+    """
+}
+
+
+def shapes(tree, *before: int):
+    """Shapes and types of arrays alone, with more axes `before`."""
+    return jax.tree.map(lambda array: jax.ShapeDtypeStruct((*before, *array.shape), array.dtype), tree)
+
+
+def array(dtype, *shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def parameters(model, vocabulary_size: int = 0):
+    return jax.tree.map(
+        lambda shape: array(np.float32, *shape),
+        parameter_shapes(model, vocabulary_size),
+        is_leaf=lambda leaf: isinstance(leaf, tuple),
+    )
+
+
+def training_step(config, devices, vocabulary_size: int):
+    """The training step as `pretraining` calls it."""
+    model, train, n = config.model, config.train, len(devices)
+    softmax = {
+        "weight": array(np.float32, vocabulary_size, model.projection_dim),
+        "bias": array(np.float32, vocabulary_size),
+    }
+    state = jax.eval_shape(training.init_state, {"bilm": parameters(model), "softmax": softmax})
+    of_rows = (n, train.batch_size, train.window)
+    batch = Batch(
+        array(np.uint16, n, 2 * train.batch_size * train.window, model.max_characters),
+        array(np.int32, n),
+        array(np.int32, *of_rows),
+        array(np.int32, *of_rows),
+        array(bool, *of_rows),
+        array(np.int32, n, 2, *of_rows[1:]),
+        array(bool, *of_rows),
+    )
+    negatives = training.Negatives(array(np.int32, 2, train.negatives), array(np.int32, 2))
+    row_ids = array(np.int32, n, train.batch_size)
+    lstm_state = shapes(zero_state(model, train.batch_size), n)
+    return training.step_on_devices(config, devices=devices).lower(state, lstm_state, batch, row_ids, negatives)
+
+
+def table_of_words(model, devices, rows: int) -> jax.ShapeDtypeStruct:
+    return array(np.float32, max(REMEMBERED_WORDS, 2 * len(devices) * rows * WINDOW), model.projection_dim)
+
+
+def embedding(model, precision, devices, rows: int):
+    """A window of the embedding engine, which returns the average of the layers."""
+    n = len(devices)
+    lstms = {name: leaves for name, leaves in parameters(model).items() if name != "words"}
+    rounded = {
+        name: {leaf: array(np.float32 if leaf == "bias" else precision, *of.shape) for leaf, of in leaves.items()}
+        for name, leaves in lstms.items()
+    }
+    fixed = Fixed(rounded, shapes(zero_state(model)), array(np.float32, model.layers + 1))
+    numbers = array(np.int32, n, rows, WINDOW)
+    window = Window(array(np.int32, n, rows), numbers, numbers, array(bool, n, rows, WINDOW), None)
+    state = shapes(zero_state(model, rows), n)
+    program = embedding_program(model, precision, tuple(devices))
+    return program.lower(fixed, table_of_words(model, devices, rows), state, window)
+
+
+def new_words(model, precision, devices, rows: int):
+    """The char CNN for some of the new words of an embedding window, among them one of the longest."""
+    n = len(devices)
+    places, characters = array(np.int32, n * NEW_WORDS), array(np.uint16, n, NEW_WORDS, model.max_characters)
+    arguments = parameters(model)["words"], table_of_words(model, devices, rows), places, characters
+    return spelling_program(model, tuple(devices)).lower(*arguments)
+
+
+def devices_of(asked) -> list[jax.Device]:
+    if asked["machine"] in GPUS:
+        target = {"target_config": GPUS[asked["machine"]], "topology": "1x1x1"}
+        return topologies.get_topology_desc(platform="cuda", topology_name="1x1x1", **target).devices
+    return topologies.get_topology_desc(platform="tpu", topology_name=asked["machine"]).devices
+
+
+def lower(asked, devices):
+    config = load_config(asked["config"])
+    if asked["program"] == "training step":
+        config = replace(config, train=replace(config.train, precision=asked["precision"], batch_size=asked["rows"]))
+        return training_step(config, devices, asked["vocabulary_size"])
+    program = {"embedding": embedding, "new words": new_words}[asked["program"]]
+    return program(config.model, asked["precision"], devices, asked["embedding_rows"] or ROWS[-1])
+
+
+def run(asked) -> dict:
+    try:
+        devices = devices_of(asked)
+    except jax.errors.JaxRuntimeError as error:  # a topology that there is not
+        return {"error": str(error)}
+    lowered = lower(asked, devices)
+    begin = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - begin
+    memory = compiled.memory_analysis()
+    Path(asked["text"]).write_text(compiled.as_text(), encoding="utf-8")
+    compiler = next(about for about in metadata.distributions() if about.name in COMPILERS)
+    return {
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "compiler": f"{compiler.name} {compiler.version}",
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "compile_seconds": seconds,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "code_bytes": memory.generated_code_size_in_bytes,
+        "embedding_rows": ROWS[-1],
+        "embedding_window": WINDOW,
+        "new_words": NEW_WORDS,
+        "chunk": CHUNK,
+    }
+
+
+asked = json.loads(sys.argv[1])
+Path(asked["answer"]).write_text(json.dumps(run(asked)), encoding="utf-8")
