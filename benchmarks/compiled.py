@@ -28,7 +28,7 @@ from elmo_jax.errors import InputError, exit_on_bad_input
 
 COMPILERS = ROOT / ".compilers"
 VARIABLES = {
-    "tpu": {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
+    "tpu": {"XLA_FLAGS": "", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
     "cuda": {"XLA_FLAGS": "--xla_gpu_enable_triton_gemm=false"},  # without a GPU XLA cannot choose the tiles of Triton
 }
 # English text: distinct words of a step for each position that is read, characters of such a word (begin and end
@@ -249,7 +249,7 @@ def ask(platform: str, **asked) -> tuple[dict, str]:
     """The answer of a worker in the environment of a platform's compiler ("tpu", "cuda"), and the program's text."""
     python = COMPILERS / platform / "bin" / "python"
     if not python.exists():
-        raise InputError(f"there is no {python.relative_to(ROOT)}; run `make compilers`, which installs the compilers")
+        raise InputError(f"there is no {python}; run `make compilers`, which installs the compilers")
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"} | VARIABLES[platform]
     with tempfile.TemporaryDirectory() as name:
         text, answer = Path(name) / "text", Path(name) / "answer"
@@ -267,47 +267,28 @@ def ask(platform: str, **asked) -> tuple[dict, str]:
         return told, text.read_text(encoding="utf-8")
 
 
-def describe(
-    machine: str, asked: dict, config: Config, rows: tuple[int, ...], words: int | None, new_words: float, top: int
-) -> dict:
-    """Compiles all programs for a machine; what is told of them, and of the machine."""
-    chip = CHIPS.get(machine.split(":")[0])
-    platform, model, train = "tpu" if chip else "cuda", config.model, config.train
-    cases = [("training step", number) for number in rows] + [("embedding", None), ("new words", None)]
-    programs: list[dict] = []
-    for name, number in tqdm(cases, f"compiling for {machine}"):
-        told, text = ask(platform, machine=machine, program=name, rows=number, **asked)
-        if name == "training step":
-            positions = number * train.window
-            distinct = words or ceil(DISTINCT_WORDS * 2 * positions)
-            useful = operations.of_training_step(model, positions, [(WORD_LENGTH, distinct)], train.negatives)
-            about = {"rows": number, "window": train.window, "words": distinct, "calls": 1}
-        else:
-            number, window, words_of_call = (told[of] for of in ("embedding_rows", "embedding_window", "new_words"))
-            distinct = ceil(new_words * number * window)
-            about = {"rows": number, "window": window, "words": distinct, "calls": 1}
-            useful = operations.of_lstms(model) * number * window
-            if name == "new words":
-                about["calls"] = ceil(distinct / words_of_call)
-                useful = operations.of_word(model, WORD_LENGTH) * words_of_call
-        accounted, found = account(text, chip, useful, ceil(distinct / told["chunk"]))
-        kept = {of: told[of] for of in ("argument_bytes", "temporary_bytes", "code_bytes", "compile_seconds")}
-        programs.append({"program": name} | about | kept | accounted)
-        if top:
-            tqdm.write(tables.dearest(f"{name}, {about['rows']} rows", found, top))
-    return {
-        "machine": {
-            "name": machine,
-            "device": f"{told['devices']} x {told['device']} ({machine})",
-            "compiler": told["compiler"],
-            "jax": told["jax"],
-            "python": told["python"],
-            "date": date.today().isoformat(),
-        },
-        "devices": told["devices"],
-        "chip": chip and chip._asdict(),
-        "programs": programs,
-    }
+def work_of(name: str, config: Config, told: dict, words: int | None, new_words: float) -> dict[str, int]:
+    """What a program has to do: distinct words that it spells, useful operations, and how often it is called."""
+    model, train, positions = config.model, config.train, told["rows"] * told["window"]
+    if name == "training step":
+        distinct = words or ceil(DISTINCT_WORDS * 2 * positions)
+        useful = operations.of_training_step(model, positions, [(WORD_LENGTH, distinct)], train.negatives)
+        return {"words": distinct, "useful_operations": useful, "calls": 1}
+    if name == "embedding":
+        return {"words": 0, "useful_operations": operations.of_lstms(model) * positions, "calls": 1}
+    calls = ceil(new_words * positions / told["words_of_call"])
+    useful = operations.of_word(model, WORD_LENGTH) * told["words_of_call"]
+    return {"words": told["words_of_call"], "useful_operations": useful, "calls": calls}
+
+
+def describe(name: str, told: dict, text: str, work: dict[str, int], chip: Chip | None, top: int) -> dict:
+    """A line of the results; prints the `top` dearest operations."""
+    trips = ceil(work["words"] / told["words_of_chunk"])
+    accounted, found = account(text, chip, work["useful_operations"], trips)
+    if top:
+        tqdm.write(tables.dearest(f"{name}, {told['rows']} rows", found, top))
+    kept = "rows", "window", "argument_bytes", "temporary_bytes", "code_bytes", "compile_seconds"
+    return {"program": name} | {of: told[of] for of in kept} | work | accounted
 
 
 def benchmark(
@@ -351,17 +332,32 @@ def benchmark(
     chosen = load_config(config, ROOT / "configs")
     if chosen.model.input != "characters" or chosen.train.softmax != "sampled":
         raise InputError(f"config {config} has no char CNN or no sampled softmax; only steps with both are described")
+    cases = [
+        *(("training step", number) for number in rows),
+        ("embedding", embedding_rows),
+        ("new words", embedding_rows),
+    ]
     for machine in machines:
-        asked = {"config": config, "vocabulary_size": vocabulary_size, "precision": precision}
-        asked["embedding_rows"] = embedding_rows
+        chip, programs = CHIPS.get(machine.split(":")[0]), []
+        for program, number in tqdm(cases, f"compiling for {machine}"):
+            asked = {"machine": machine, "program": program, "rows": number, "config": config}
+            told, text = ask("tpu" if chip else "cuda", **asked, precision=precision, vocabulary_size=vocabulary_size)
+            work = work_of(program, chosen, told, words, new_words)
+            programs.append(describe(program, told, text, work, chip, top))
+        device = f"{told['devices']} x {told['device']}"
         result = {
             "benchmark": "compiled",
             "command": command("compiled"),
+            "machine": {"device": device, "date": date.today().isoformat()}
+            | {name: told[name] for name in ("compiler", "jax", "python")},
+            "name": machine,
             "config": config,
             "precision": precision,
             "vocabulary_size": vocabulary_size,
-        } | describe(machine, asked, chosen, rows, words, new_words, top)
-        name = machine if machine == gpu else f"{machine.split(':')[0]}-{result['devices']}"
+            "chip": chip and chip._asdict(),
+            "programs": programs,
+        }
+        name = f"{machine.split(':')[0]}-{told['devices']}" if chip else machine
         save(output / f"compiled-{name}.json", result)
         print(tables.compiled(result))
 

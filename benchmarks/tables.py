@@ -243,61 +243,54 @@ def scaling(result: dict) -> str:
 
 
 def compiled(result: dict) -> str:
-    """The tables of `benchmarks.compiled`: one line of each program, and the parts of each."""
-    tpu, programs = result["chip"] is not None, result["programs"]
-    heads = ["program", "cycles", "time", "share of the peak"] if tpu else ["program", "kernels", "waits for the host"]
-    heads += ["useful operations", "arguments", "temporary", "code", "exchanged", "compiling"]
-    rows = []
-    for row in programs:
-        rows.append([program_name(row), *(cycles_of(row) if tpu else kernels_of(row))])
-        memory = [f"{row[f'{name}_bytes'] / GIB:.2f} GiB" for name in ("argument", "temporary", "code")]
-        sent = f"{sum(row['exchanged'].values()) / 1e6:,.1f} MB"
-        rows[-1] += [f"{row['useful_operations'] / 1e12:.3f} T", *memory, sent, f"{row['compile_seconds']:.0f} s"]
+    """The tables of `benchmarks.compiled`: a line of each program, and the parts of all."""
+    programs = result["programs"]
     window, new = programs[-2:]
-    if tpu:
-        sums = {of: window[of] + new["calls"] * new[of] for of in ("cycles", "seconds", "useful_operations")}
-        share = sums["useful_operations"] / 2 / result["chip"]["multiply_adds"] / sums["cycles"]
-        whole = cycles_of(sums | {"share_of_peak": share})
-        rows.append(
-            [
-                f"a window with {new['words']:,} new words",
-                *whole,
-                f"{sums['useful_operations'] / 1e12:.3f} T",
-                *[""] * 5,
-            ]
-        )
-    unit = "millions of cycles" if tpu else "kernels"
+    whole = {"name": f"a window with {new['calls']} x {new['words']} new words"}
+    counts = ("cycles", "kernels", "useful_operations")
+    whole |= {of: window[of] + new["calls"] * new[of] for of in counts if of in window}
+    heads, rows = ["program", *account(result, window), "arguments", "temporary", "exchanged", "compiling"], []
+    for row in programs:
+        memory = [f"{row[f'{name}_bytes'] / GIB:.2f} GiB" for name in ("argument", "temporary")]
+        memory += [f"{sum(row['exchanged'].values()) / 1e6:,.1f} MB", f"{row['compile_seconds']:.0f} s"]
+        rows.append([program_name(row), *account(result, row).values(), *memory])
+    rows.append([whole["name"], *account(result, whole).values(), *[""] * 4])
     note = (
-        f"By the compiler's account, not measured: {result['machine']['compiler']}; of each device. Config "
-        f"{result['config']}, {result['precision']}, {result['vocabulary_size']:,} words. {about(result)}.\n"
+        f"By the compiler's account, not measured: of each device. Config {result['config']}, {result['precision']}, "
+        f"{result['vocabulary_size']:,} words. {result['machine']['compiler']}, {about(result)}.\n"
     )
-    return f"{markdown(heads, rows)}\n{note}\n{parts(programs, tpu)}\nBy the compiler's account, in {unit}.\n"
+    unit = "millions of cycles" if result["chip"] else "kernels"
+    text = f"By the compiler's account, not measured: {unit} of each part.\n"
+    return f"{markdown(heads, rows)}\n{note}\n{parts(result)}\n{text}"
+
+
+def account(result: dict, row: dict) -> dict[str, str]:
+    """Columns of a program, by head."""
+    useful = {"useful operations": f"{row['useful_operations'] / 1e12:.3f} T"}
+    if chip := result["chip"]:
+        seconds, products = row["cycles"] / chip["hertz"], row["cycles"] * chip["multiply_adds"]
+        times = {"cycles": f"{row['cycles'] / 1e6:.2f} M", "time": f"{1000 * seconds:.2f} ms"}
+        return times | useful | {"peak share": f"{row['useful_operations'] / 2 / products:.0%}"}
+    waits = sum(row["waits_for_the_host"].values()) if "waits_for_the_host" in row else 0
+    return {"kernels": f"{row['kernels']:,}", "waits for the host": str(waits)} | useful
 
 
 def program_name(row: dict) -> str:
     """What a program of `benchmarks.compiled` does."""
-    if row["program"] == "new words":
-        return f"its new words, {row['calls']} times"
-    return f"{row['program']}, {row['rows']} x {row['window']}, {row['words']:,} words"
+    shape = f"{row['rows']} x {row['window']}"
+    step = f"training step, {shape}, {row['words']:,} words"
+    return {"training step": step, "embedding": f"embedding, {shape}"}.get(row["program"], f"{row['words']} new words")
 
 
-def cycles_of(row: dict) -> list[str]:
-    return [f"{row['cycles'] / 1e6:.2f} M", f"{1000 * row['seconds']:.2f} ms", f"{row['share_of_peak']:.0%}"]
-
-
-def kernels_of(row: dict) -> list[str]:
-    return [f"{row['kernels']:,}", f"{sum(row['waits_for_the_host'].values()):,}"]
-
-
-def parts(programs: list[dict], millions: bool) -> str:
-    """Cost of each part of programs: forward, backward (where there is one) and in all."""
-    heads, columns = ["part"], []
+def parts(result: dict) -> str:
+    """Cost of each part of the programs, where something is differentiated forward and backward, too."""
+    heads, columns, programs = ["part"], [], result["programs"]
     for row in programs:
-        backward = any(ways["backward"] for ways in row["parts"].values())
-        for way in ("forward", "backward", "all") if backward else ("all",):
-            heads.append(f"{row['program']}, {row['rows']} rows: {way}" if backward else row["program"])
-            columns.append({part: ways[way] for part, ways in row["parts"].items()})
-    number = lambda value: f"{value / 1e6:.2f}" if millions else f"{value:,}"
+        name = f"{row['rows']} rows" if row["program"] == "training step" else row["program"]
+        ways = ("forward", "backward", "all") if row["program"] == "training step" else ("all",)
+        heads += [name if way == "all" else f"{name}, {way}" for way in ways]
+        columns += [{part: costs[way] for part, costs in row["parts"].items()} for way in ways]
+    number = lambda value: f"{value / 1e6:.2f}" if result["chip"] else f"{value:,}"
     names = dict.fromkeys(part for row in programs for part in row["parts"])
     rows = [[name, *(number(column[name]) if column.get(name) else "" for column in columns)] for name in names]
     rows.append(["in all", *(number(sum(column.values())) for column in columns)])

@@ -1,6 +1,6 @@
-"""Worker: compiles this project's programs for a machine that is not there. Argument: JSON of `benchmarks.compiled`.
+"""Worker: compiles a program of this project for a machine that is not there. Argument: JSON of `benchmarks.compiled`.
 
-Writes the program's text to `text` and what else is known of it, or {"error": ..}, as JSON to `answer`.
+Writes the compiled text to the file `text` and, to `answer`, what else is known of it or {"error": ..} as JSON.
 """
 
 import json
@@ -18,10 +18,11 @@ import numpy as np
 from jax.experimental import topologies
 
 from elmo_jax import training
-from elmo_jax.char_cnn import CHUNK
+from elmo_jax.char_cnn import _chunks
 from elmo_jax.config import load_config
 from elmo_jax.engine import ROWS, WINDOW, Fixed, embedding_program
 from elmo_jax.model import parameter_shapes, zero_state
+from elmo_jax.products import compiled_for
 from elmo_jax.streams import Batch, Window
 from elmo_jax.word_vectors import NEW_WORDS, REMEMBERED_WORDS, spelling_program
 
@@ -55,21 +56,17 @@ def array(dtype, *shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def parameters(model, vocabulary_size: int = 0):
-    return jax.tree.map(
-        lambda shape: array(np.float32, *shape),
-        parameter_shapes(model, vocabulary_size),
-        is_leaf=lambda leaf: isinstance(leaf, tuple),
-    )
+def parameters(model):
+    """Those without the softmax."""
+    of_each = parameter_shapes(model).items()
+    return {name: {leaf: array(np.float32, *shape) for leaf, shape in of.items()} for name, of in of_each}
 
 
 def training_step(config, devices, vocabulary_size: int):
     """The training step as `pretraining` calls it."""
     model, train, n = config.model, config.train, len(devices)
-    softmax = {
-        "weight": array(np.float32, vocabulary_size, model.projection_dim),
-        "bias": array(np.float32, vocabulary_size),
-    }
+    weight, bias = (vocabulary_size, model.projection_dim), (vocabulary_size,)
+    softmax = {"weight": array(np.float32, *weight), "bias": array(np.float32, *bias)}
     state = jax.eval_shape(training.init_state, {"bilm": parameters(model), "softmax": softmax})
     of_rows = (n, train.batch_size, train.window)
     batch = Batch(
@@ -88,6 +85,7 @@ def training_step(config, devices, vocabulary_size: int):
 
 
 def table_of_words(model, devices, rows: int) -> jax.ShapeDtypeStruct:
+    """The vectors that the engine remembers."""
     return array(np.float32, max(REMEMBERED_WORDS, 2 * len(devices) * rows * WINDOW), model.projection_dim)
 
 
@@ -115,34 +113,42 @@ def new_words(model, precision, devices, rows: int):
     return spelling_program(model, tuple(devices)).lower(*arguments)
 
 
-def devices_of(asked) -> list[jax.Device]:
-    if asked["machine"] in GPUS:
-        target = {"target_config": GPUS[asked["machine"]], "topology": "1x1x1"}
-        return topologies.get_topology_desc(platform="cuda", topology_name="1x1x1", **target).devices
-    return topologies.get_topology_desc(platform="tpu", topology_name=asked["machine"]).devices
+def devices_of(machine: str) -> list[jax.Device]:
+    """Devices that programs can be compiled for, and not run on: a key of GPUS, or a topology of TPUs."""
+    if machine in GPUS:
+        topology = {"topology_name": "1x1x1", "topology": "1x1x1", "target_config": GPUS[machine]}
+        return topologies.get_topology_desc(platform="cuda", **topology).devices
+    return topologies.get_topology_desc(platform="tpu", topology_name=machine).devices
 
 
-def lower(asked, devices):
-    config = load_config(asked["config"])
+def lower(asked, config, devices):
     if asked["program"] == "training step":
-        config = replace(config, train=replace(config.train, precision=asked["precision"], batch_size=asked["rows"]))
         return training_step(config, devices, asked["vocabulary_size"])
     program = {"embedding": embedding, "new words": new_words}[asked["program"]]
-    return program(config.model, asked["precision"], devices, asked["embedding_rows"] or ROWS[-1])
+    return program(config.model, config.train.precision, devices, config.train.batch_size)
+
+
+def words_of_chunk(config, platform: str) -> int:
+    """Words that the char CNN of a training step takes at a time."""
+    words = 2 * config.train.batch_size * config.train.window
+    with compiled_for(platform):
+        return jax.eval_shape(_chunks, array(np.uint16, words, config.model.max_characters)).shape[1]
 
 
 def run(asked) -> dict:
+    config, rows = load_config(asked["config"]), asked["rows"] or ROWS[-1]
+    config = replace(config, train=replace(config.train, precision=asked["precision"], batch_size=rows))
     try:
-        devices = devices_of(asked)
-    except jax.errors.JaxRuntimeError as error:  # a topology that there is not
+        devices = devices_of(asked["machine"])
+        lowered = lower(asked, config, devices)
+        begin = time.perf_counter()
+        compiled = lowered.compile()
+        seconds = time.perf_counter() - begin
+    except jax.errors.JaxRuntimeError as error:  # there is no such topology, or the program needs too much memory
         return {"error": str(error)}
-    lowered = lower(asked, devices)
-    begin = time.perf_counter()
-    compiled = lowered.compile()
-    seconds = time.perf_counter() - begin
     memory = compiled.memory_analysis()
     Path(asked["text"]).write_text(compiled.as_text(), encoding="utf-8")
-    compiler = next(about for about in metadata.distributions() if about.name in COMPILERS)
+    compiler = next(package for package in metadata.distributions() if package.name in COMPILERS)
     return {
         "device": devices[0].device_kind,
         "devices": len(devices),
@@ -153,10 +159,10 @@ def run(asked) -> dict:
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
-        "embedding_rows": ROWS[-1],
-        "embedding_window": WINDOW,
-        "new_words": NEW_WORDS,
-        "chunk": CHUNK,
+        "rows": rows,
+        "window": config.train.window if asked["program"] == "training step" else WINDOW,
+        "words_of_chunk": words_of_chunk(config, devices[0].platform),
+        "words_of_call": NEW_WORDS,
     }
 
 
