@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow notebook peers
+.PHONY: demo test test-slow notebook peers compilers
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -42,3 +42,14 @@ peers: .venv/installed
 	.peers/torch/bin/pip install --quiet torch==2.13.0 numpy h5py
 	$(PYTHON) -m venv .peers/bilm-tf
 	.peers/bilm-tf/bin/pip install --quiet tensorflow-cpu==2.21.0 tf_keras
+
+# The compilers of TPUs and GPUs, for benchmarks.compiled, each in an environment of its own, with this project's
+# versions of JAX; no such machine is needed.
+COMPILER_INSTALL = bin/pip install --quiet --constraint .compilers/constraints.txt --config-settings editable_mode=compat
+compilers: .venv/installed
+	mkdir -p .compilers
+	sed 's/\[.*\]//' requirements.txt > .compilers/constraints.txt
+	$(PYTHON) -m venv .compilers/tpu
+	.compilers/tpu/$(COMPILER_INSTALL) --editable '.[tpu]'
+	$(PYTHON) -m venv .compilers/cuda
+	.compilers/cuda/$(COMPILER_INSTALL) --editable '.[train]' 'jax[cuda13-local]' nvidia-cuda-nvcc

@@ -31,8 +31,8 @@ VARIABLES = {
     "tpu": {"XLA_FLAGS": "", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
     "cuda": {"XLA_FLAGS": "--xla_gpu_enable_triton_gemm=false"},  # without a GPU XLA cannot choose the tiles of Triton
 }
-# English text: distinct words of a step for each position that is read, characters of such a word (begin and end
-# included), and words of an embedding window that have no vector yet.
+# English text: distinct words of a step for each position of both directions, characters of such a word (begin and
+# end included), and which share of an embedding window's words has no vector yet.
 DISTINCT_WORDS, WORD_LENGTH, NEW_WORDS = 0.25, 10, 0.2
 
 
@@ -59,21 +59,10 @@ PARTS = (*SCOPES[:3], "lstm, products", "lstm, rest", *SCOPES[4:], "copies and f
 # Kinds of instructions: those that cost nothing, those that multiply matrices, those that only move numbers.
 NOTHING = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 PRODUCTS = {"dot", "convolution"}
-MOVING = {
-    "copy",
-    "copy-start",
-    "broadcast",
-    "convert",
-    "bitcast-convert",
-    "reshape",
-    "transpose",
-    "slice",
-    "pad",
-    "iota",
-}
-MOVING |= {"slice-start", "concatenate", "dynamic-slice", "dynamic-update-slice"}
-# Kinds for which a TPU's compiler gives no estimate though they take their time.
-WITHOUT_ESTIMATE = ("all-reduce", "all-gather", "gather", "scatter", "sort", "reshape")
+MOVING = {"copy", "copy-start", "slice-start", "broadcast", "iota", "convert", "bitcast-convert", "reshape", "slice"}
+MOVING |= {"transpose", "pad", "concatenate", "dynamic-slice", "dynamic-update-slice"}
+# Kinds for which a TPU's compiler gives no estimate though they take their time. Nor does it for collectives.
+WITHOUT_ESTIMATE = ("gather", "scatter", "sort", "reshape")
 
 COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(")
@@ -108,7 +97,7 @@ def estimated_cycles(kind: str, line: str) -> int:
 
 
 def kernels(kind: str, line: str) -> int:
-    """What an instruction is to a GPU: one kernel, copy or fill, or none."""
+    """What an instruction is to a GPU: one kernel, copy or fill, or none; a product is taken to be one."""
     return int(kind not in NOTHING and not kind.endswith(("-done", "-update")))
 
 
@@ -149,10 +138,11 @@ class Program:
             kinds = self._kinds(kind, line)
             about = part_of(around[0], kinds), around[1], kind, kinds, shape, op_name, loops
             if kind == "while":
-                trips = self._trips(line)
-                if "known_trip_count" not in line:
+                trips, known = self._trips(line), "known_trip_count" in line
+                if not known:
                     found.append(Operation(0, trips * prod(loops), *about))
-                found += inside(called("body", line)[0], (*loops, trips))
+                for computation in called("body" if known else "condition|body", line):
+                    found += inside(computation, (*loops, trips))
             elif kind == "conditional":
                 found.append(Operation(0, prod(loops), *about))
                 branches = called("branch_computations|true_computation|false_computation", line)
@@ -168,8 +158,8 @@ class Program:
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
             return int(known[1])
         *condition, root = self.computations[called("condition", line)[0]]
-        for line in condition:
-            limit = re.search(r"%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)", line)
+        for before in condition:
+            limit = re.search(r"%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)", before)
             if limit and re.search(rf"[(%]{re.escape(limit[1])}[,)]", root):
                 return int(limit[2])
         return self.unknown_trips
@@ -190,12 +180,14 @@ def scope_of(op_name: str) -> str:
 
 
 def part_of(scope: str, kinds: frozenset[str]) -> str:
+    """One of PARTS."""
     if scope == "lstm":
         return "lstm, products" if PRODUCTS & kinds else "lstm, rest"
     return scope or ("copies and filling" if kinds <= MOVING | NOTHING else "other")
 
 
 def direction_of(op_name: str) -> str:
+    """Which way of differentiation an operation's name tells, or ""."""
     return "backward" if "transpose(jvp" in op_name else "forward" if "jvp(" in op_name else ""
 
 
@@ -230,7 +222,7 @@ def account(text: str, chip: Chip | None, useful: int, unknown_trips: int) -> tu
     found = program.operations()
     told: dict = {"useful_operations": useful, "exchanged": exchanged(program), "parts": by_part(found)}
     if chip:
-        missing = Counter()
+        missing: Counter[str] = Counter()
         for operation in found:
             if not operation.cost:
                 missing.update({kind: operation.times for kind in WITHOUT_ESTIMATE if kind in operation.kinds})
@@ -239,25 +231,37 @@ def account(text: str, chip: Chip | None, useful: int, unknown_trips: int) -> tu
         told |= {"cycles": cycles, "seconds": cycles / chip.hertz, "share_of_peak": share}
         return told | {"without_estimate": missing}, found
     kinds: Counter[str] = Counter()
+    waits = {"while": 0, "conditional": 0}
     for operation in found:
-        kinds[operation.kind] += operation.times
-    waits = {kind: kinds.pop(kind, 0) for kind in ("while", "conditional")}
+        if operation.kind in waits:
+            waits[operation.kind] += operation.times
+        elif operation.cost:
+            kinds[operation.kind] += operation.times
     return told | {"kernels": total(found), "kinds": kinds, "waits_for_the_host": waits}, found
 
 
-def ask(platform: str, **asked) -> tuple[dict, str]:
-    """The answer of a worker in the environment of a platform's compiler ("tpu", "cuda"), and the program's text."""
+def python_of(platform: str) -> Path:
+    """The interpreter of the environment of a platform's compiler ("tpu", "cuda")."""
     python = COMPILERS / platform / "bin" / "python"
     if not python.exists():
         raise InputError(f"there is no {python}; run `make compilers`, which installs the compilers")
+    return python
+
+
+def ask(platform: str, **asked) -> tuple[dict, str]:
+    """A worker's answer, in the environment of a platform's compiler, and the program's text."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"} | VARIABLES[platform]
     with tempfile.TemporaryDirectory() as name:
         text, answer = Path(name) / "text", Path(name) / "answer"
         worker = ROOT / "benchmarks" / "workers" / "compile_with_elmo_jax.py"
-        arguments = json.dumps(asked | {"text": str(text), "answer": str(answer)})
-        done = subprocess.run(
-            [python, "-W", "ignore", worker, arguments], env=environment, capture_output=True, text=True
-        )
+        started = [
+            python_of(platform),
+            "-W",
+            "ignore",
+            worker,
+            json.dumps(asked | {"text": str(text), "answer": str(answer)}),
+        ]
+        done = subprocess.run(started, env=environment, capture_output=True, text=True)
         if done.returncode:
             print(done.stderr[-4000:], file=sys.stderr)
             raise SystemExit(f"compiling the {asked['program']} failed; what the compiler said last is above")
@@ -327,29 +331,29 @@ def benchmark(
     if not machines:
         raise InputError("give --topology, as v5e:2x4, or --gpu h200")
     for name in topology:
-        if name.split(":")[0] not in CHIPS:
-            raise InputError(f"--topology is {name}; known are {', '.join(CHIPS)}, followed by a shape, as v5e:2x4")
+        if not re.fullmatch(rf"({'|'.join(CHIPS)}):\d+(x\d+)+", name):
+            raise InputError(f"--topology is {name}; give one of {', '.join(CHIPS)} and its shape, as v5e:2x4")
     chosen = load_config(config, ROOT / "configs")
     if chosen.model.input != "characters" or chosen.train.softmax != "sampled":
         raise InputError(f"config {config} has no char CNN or no sampled softmax; only steps with both are described")
-    cases = [
-        *(("training step", number) for number in rows),
-        ("embedding", embedding_rows),
-        ("new words", embedding_rows),
-    ]
-    for machine in machines:
+    platforms = {machine: "cuda" if machine == gpu else "tpu" for machine in machines}
+    for platform in platforms.values():
+        python_of(platform)  # says so at once where it is not there
+    cases: list[tuple[str, int | None]] = [("training step", number) for number in rows]
+    cases += [("embedding", embedding_rows), ("new words", embedding_rows)]
+    for machine, platform in platforms.items():
         chip, programs = CHIPS.get(machine.split(":")[0]), []
         for program, number in tqdm(cases, f"compiling for {machine}"):
-            asked = {"machine": machine, "program": program, "rows": number, "config": config}
-            told, text = ask("tpu" if chip else "cuda", **asked, precision=precision, vocabulary_size=vocabulary_size)
+            asked = {"program": program, "rows": number, "vocabulary_size": vocabulary_size, "precision": precision}
+            told, text = ask(platform, machine=machine, config=config, **asked)
             work = work_of(program, chosen, told, words, new_words)
             programs.append(describe(program, told, text, work, chip, top))
-        device = f"{told['devices']} x {told['device']}"
+        about = {name: told[name] for name in ("compiler", "jax", "python")}
+        about |= {"device": f"{told['devices']} x {told['device']}", "date": date.today().isoformat()}
         result = {
             "benchmark": "compiled",
             "command": command("compiled"),
-            "machine": {"device": device, "date": date.today().isoformat()}
-            | {name: told[name] for name in ("compiler", "jax", "python")},
+            "machine": about,
             "name": machine,
             "config": config,
             "precision": precision,

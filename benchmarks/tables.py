@@ -249,12 +249,12 @@ def compiled(result: dict) -> str:
     whole = {"name": f"a window with {new['calls']} x {new['words']} new words"}
     counts = ("cycles", "kernels", "useful_operations")
     whole |= {of: window[of] + new["calls"] * new[of] for of in counts if of in window}
-    heads, rows = ["program", *account(result, window), "arguments", "temporary", "exchanged", "compiling"], []
+    heads, rows = ["program", *columns_of(result, window), "arguments", "temporary", "exchanged", "compiling"], []
     for row in programs:
         memory = [f"{row[f'{name}_bytes'] / GIB:.2f} GiB" for name in ("argument", "temporary")]
         memory += [f"{sum(row['exchanged'].values()) / 1e6:,.1f} MB", f"{row['compile_seconds']:.0f} s"]
-        rows.append([program_name(row), *account(result, row).values(), *memory])
-    rows.append([whole["name"], *account(result, whole).values(), *[""] * 4])
+        rows.append([program_name(row), *columns_of(result, row).values(), *memory])
+    rows.append([whole["name"], *columns_of(result, whole).values(), *[""] * 4])
     note = (
         f"By the compiler's account, not measured: of each device. Config {result['config']}, {result['precision']}, "
         f"{result['vocabulary_size']:,} words. {result['machine']['compiler']}, {about(result)}.\n"
@@ -264,7 +264,7 @@ def compiled(result: dict) -> str:
     return f"{markdown(heads, rows)}\n{note}\n{parts(result)}\n{text}"
 
 
-def account(result: dict, row: dict) -> dict[str, str]:
+def columns_of(result: dict, row: dict) -> dict[str, str]:
     """Columns of a program, by head."""
     useful = {"useful operations": f"{row['useful_operations'] / 1e12:.3f} T"}
     if chip := result["chip"]:
