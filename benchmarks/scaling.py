@@ -3,6 +3,7 @@
 python -m benchmarks.scaling --text TEXT
 """
 
+import json
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -30,7 +31,10 @@ HOST_DEVICES = 8  # devices of a host of the machines below
 
 @dataclass(frozen=True)
 class Target:
-    """A machine by its makers' figures, per device: products in bfloat16, memory, network in one direction."""
+    """A machine by its makers' figures, per device: products in bfloat16, memory, network in one direction.
+
+    `account` is the result of `benchmarks.compiled` that has the share of the peak which a step reaches, if one has.
+    """
 
     name: str
     devices: int
@@ -38,6 +42,14 @@ class Target:
     memory_bytes_per_second: float
     network_bytes_per_second: float
     dollars_per_device_hour: float
+    account: str | None = None
+
+    def share_of_peak(self, otherwise: float) -> float:
+        """The share that the account's first training step reaches, memory included."""
+        if self.account is None:
+            return otherwise
+        programs = json.loads((RESULTS / self.account).read_text())["programs"]
+        return next(row["share_of_peak"] for row in programs if row["program"] == "training step")
 
 
 def count(config: Config, corpus: Corpus, vocabulary_size: int, devices: int) -> dict[str, int]:
@@ -105,8 +117,9 @@ def input_seconds(config: Config, corpus: Corpus, vocabulary_size: int, devices:
 def predict(target: Target, config: Config, counted: dict, parameters: int, vocabulary_size: int, share: float) -> dict:
     """Seconds of each part of a step on one device of `target`, from what was counted for one device.
 
-    Nothing is measured: products at `share` of the peak, memory and network at theirs.
+    Nothing is measured: products at `share` of the peak or the compiler's share, memory and network at theirs.
     """
+    share = target.share_of_peak(otherwise=share)
     model, train = config.model, config.train
     targets = 2 * train.batch_size * train.window * target.devices
     softmax_rows = min(targets + 2 * train.negatives, vocabulary_size)
@@ -119,6 +132,7 @@ def predict(target: Target, config: Config, counted: dict, parameters: int, voca
         "devices": target.devices,
         "figures": [target.operations_per_second, target.memory_bytes_per_second, target.network_bytes_per_second],
         "share": share,
+        "account": target.account,
         "softmax_rows": softmax_rows,
         "moved_bytes": moved,
         "reduced_bytes": reduced,
@@ -147,7 +161,8 @@ def benchmark(
         config: Size of the model, a file in configs/ or a path.
         vocabulary_size: Words of the softmax.
         devices: Numbers of devices, from 1 up.
-        share: Share of the peak that products are taken to reach.
+        share: Share of the peak that a GPU's products are taken to reach; a TPU's step reaches what its compiler says
+            (results/compiled-v5e-8.json).
         tpu_price: Dollars a TPU v5e chip costs in an hour; put in yours.
         gpu_price: Dollars an H200 costs in an hour; put in yours.
         output: JSON file to write.
@@ -172,8 +187,8 @@ def benchmark(
         leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: init_bilm(jax.random.key(0), chosen.model)))
     )
     targets = [
-        Target("TPU v5e-8", 8, 197e12, 819e9, 100e9, tpu_price),
-        Target("TPU v5e-256", 256, 197e12, 819e9, 100e9, tpu_price),
+        Target("TPU v5e-8", 8, 197e12, 819e9, 100e9, tpu_price, "compiled-v5e-8.json"),
+        Target("TPU v5e-256", 256, 197e12, 819e9, 100e9, tpu_price, "compiled-v5e-8.json"),
         Target("8 x H200", 8, 989e12, 4.8e12, 450e9, gpu_price),
     ]
     predictions = [
