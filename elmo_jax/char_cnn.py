@@ -12,11 +12,18 @@ import numpy as np
 from jax import lax
 
 from elmo_jax.config import ModelConfig, Precision
-from elmo_jax.products import matmul, packed, product, rounded, transposed, unpacked, weight_gradient
+from elmo_jax.products import (
+    form,
+    matmul,
+    packed,
+    product,
+    rounded,
+    transposed,
+    unpacked,
+    weight_gradient,
+)
 from elmo_jax.vocabulary import CHARACTERS, PADDING, character_widths
 
-# Distinct words that the char CNN takes at a time: bounds its memory, large enough for efficient products.
-CHUNK = 256
 # Parameters of the convolutions and of a highway layer: names, most with a number behind.
 CONVOLUTION = ("embedding", "kernel", "bias")
 HIGHWAY = ("transform_kernel", "transform_bias", "carry_kernel", "carry_bias")
@@ -99,8 +106,7 @@ def character_cnn(
     """Vectors [U, P] of the first `count` [] of U words given as character ids [U, C].
 
     Goes over chunks of words and leaves out those behind `count`, so that one compiled program of one shape serves
-    every window. Of each chunk only as many columns are read as its longest word needs, so words of like length
-    should lie together.
+    every window.
     """
     return _character_cnn_forward(parameters, characters, count, model, precision)[0]
 
@@ -109,31 +115,36 @@ def character_cnn(
 def _character_cnn_forward(parameters, characters, count, model, precision):
     chunks = _chunks(characters)
     kernels = _highway_kernels(parameters, functools.partial(rounded, precision=precision))
+    convolve, _ = _convolution_form()
 
     def spell(characters):
-        scan_characters = lambda characters: convolutions(parameters, characters, model, precision)
-        features = _at_width(scan_characters, characters, model)
+        features, kept = convolve(parameters, characters, model, precision)
         vectors, layers = highways(parameters | kernels, features, model, precision)
-        return vectors, jax.tree.map(lambda array: packed(array, precision), (features, layers))
+        return vectors, (jax.tree.map(lambda array: packed(array, precision), (features, layers)), kept)
 
-    def step(_, chunk):
-        characters, first = chunk
-        nothing = lambda characters: jax.tree.map(
-            lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(spell, characters)
-        )
-        return None, lax.cond(first < count, spell, nothing, characters)
+    def step(number, results):
+        put = lambda stack, result: lax.dynamic_update_index_in_dim(stack, result, number, 0)
+        return jax.tree.map(put, results, spell(chunks[number]))
 
-    firsts = np.arange(len(chunks)) * chunks.shape[1]
-    _, (vectors, traces) = lax.scan(step, None, (chunks, firsts))
+    like = jax.eval_shape(spell, chunks[0])
+    empty = jax.tree.map(lambda array: lax.empty((len(chunks), *array.shape), array.dtype), like)
+    vectors, traces = _over_chunks(count, chunks, step, empty)
     vectors = vectors.reshape(-1, model.projection_dim)[: len(characters)]
     return vectors, (parameters, characters, count, traces)
 
 
 def _chunks(characters: jax.Array) -> jax.Array:
     """Character ids [U, C] as chunks [k, c, C]."""
-    size = min(len(characters), CHUNK)
+    size = min(len(characters), form().chunk)
     padding = (0, -len(characters) % size), (0, 0)
     return jnp.pad(characters, padding, constant_values=PADDING).reshape(-1, size, characters.shape[1])
+
+
+def _over_chunks(count: jax.Array, chunks: jax.Array, step, initial):
+    """`step` (number of the chunk, results) → results over the chunks that hold one of the first `count` words."""
+    if len(chunks) == 1:
+        return step(0, initial)
+    return lax.fori_loop(0, -(-count // chunks.shape[1]), step, initial)
 
 
 def _highway_kernels(parameters: dict, prepare) -> dict:
@@ -141,40 +152,23 @@ def _highway_kernels(parameters: dict, prepare) -> dict:
     return {name: prepare(array) for name, array in parameters.items() if "_kernel" in name}
 
 
-def _at_width(function, characters: jax.Array, model: ModelConfig, *arguments):
-    """`function(columns of characters, *arguments)` with as few of the columns of [c, C] as the longest word needs.
-
-    Few widths are distinguished, each of which is compiled.
-    """
-    widths = character_widths(characters.shape[1], model.widest_filter)
-    needed = jnp.minimum((characters != PADDING).sum(-1).max() + model.widest_filter, characters.shape[1])
-    at = lambda width: lambda characters, *arguments: function(characters[:, :width], *arguments)
-    choice = jnp.searchsorted(np.array(widths), needed)
-    return lax.switch(choice, [at(width) for width in widths], characters, *arguments)
-
-
 @jax.named_scope("char_cnn")
 def _character_cnn_backward(model, precision, saved, d_vectors):
     parameters, characters, count, traces = saved
     chunks = _chunks(characters)
     kernels = _highway_kernels(parameters, functools.partial(transposed, precision=precision))
-    convolution = {name: array for name, array in parameters.items() if name.split("_")[0] in CONVOLUTION}
+    _, d_convolve = _convolution_form()
     padding = chunks.shape[0] * chunks.shape[1] - len(characters)
     d_vectors = jnp.pad(d_vectors, ((0, padding), (0, 0))).reshape(*chunks.shape[:2], -1)
 
-    def d_convolution(characters, d_features):
-        features = lambda parameters: convolutions(parameters, characters, model, precision)
-        return jax.vjp(features, convolution)[1](d_features)[0]
-
     def add(number, total):
-        characters, trace, d_chunk = jax.tree.map(lambda array: array[number], (chunks, traces, d_vectors))
-        d_parameters, d_features = _highways_backward(kernels, *jax.tree.map(unpacked, trace), d_chunk, precision)
-        d_parameters |= _at_width(d_convolution, characters, model, d_features)
+        characters, (trace, kept), d_chunk = jax.tree.map(lambda array: array[number], (chunks, traces, d_vectors))
+        features, layers = jax.tree.map(unpacked, trace)
+        d_parameters, d_features = _highways_backward(kernels, features, layers, d_chunk, precision)
+        d_parameters |= d_convolve(parameters, characters, model, precision, features, kept, d_features)
         return jax.tree.map(jnp.add, total, d_parameters)
 
-    # Not a scan: the sums would be copied wherever a chunk is left out.
-    used = -(-count // chunks.shape[1])
-    return lax.fori_loop(0, used, add, jax.tree.map(jnp.zeros_like, parameters)), None, None
+    return _over_chunks(count, chunks, add, jax.tree.map(jnp.zeros_like, parameters)), None, None
 
 
 def _highways_backward(
@@ -201,3 +195,100 @@ def _highways_backward(
 
 
 character_cnn.defvjp(_character_cnn_forward, _character_cnn_backward)
+
+
+# The convolutions of a chunk, in two forms. Forward: (parameters, characters, model, precision) → features [c, F] and
+# what it keeps; backward: (.., features, kept, d_features [c, F]) → the gradients of embedding, kernels and biases.
+
+
+def _convolution_form():
+    """Forward and backward in the form for the platform."""
+    if form().narrow_chunks:
+        return _narrow_convolutions, _narrow_convolutions_backward
+    return _merged_convolutions, _merged_convolutions_backward
+
+
+def _narrow_convolutions(parameters, characters, model, precision):
+    """The definition, of as many columns of a chunk as its longest word needs: words of like length lie together."""
+    convolve = lambda characters: convolutions(parameters, characters, model, precision)
+    return _at_width(convolve, characters, model), ()
+
+
+def _narrow_convolutions_backward(parameters, characters, model, precision, features, kept, d_features):
+    convolution = {name: array for name, array in parameters.items() if name.split("_")[0] in CONVOLUTION}
+
+    def gradients(characters, d_features):
+        features = lambda parameters: convolutions(parameters, characters, model, precision)
+        return jax.vjp(features, convolution)[1](d_features)[0]
+
+    return _at_width(gradients, characters, model, d_features)
+
+
+def _at_width(function, characters: jax.Array, model: ModelConfig, *arguments):
+    """`function(columns of characters, *arguments)` with as few of the columns of [c, C] as the longest word needs.
+
+    Few widths are distinguished, each of which is compiled.
+    """
+    widths = character_widths(characters.shape[1], model.widest_filter)
+    needed = jnp.minimum((characters != PADDING).sum(-1).max() + model.widest_filter, characters.shape[1])
+    at = lambda width: lambda characters, *arguments: function(characters[:, :width], *arguments)
+    choice = jnp.searchsorted(np.array(widths), needed)
+    return lax.switch(choice, [at(width) for width in widths], characters, *arguments)
+
+
+def _merged_convolutions(parameters, characters, model, precision):
+    """All filters as one product, as if all were as wide as the widest; keeps where each had its maximum [c, F]."""
+    patches = _patches(parameters, characters, model, precision)
+    scores = product(patches, _merged_kernel(parameters, model, precision), precision)  # [C, c, F]
+    scores = scores + _beyond_the_end(len(scores), model)[:, None]
+    bias = jnp.concatenate([parameters[f"bias_{number}"] for number in range(len(model.filters))])
+    activation = {"relu": jax.nn.relu, "tanh": jnp.tanh}[model.activation]
+    return activation(scores.max(0) + bias[None]), scores.argmax(0)
+
+
+def _merged_convolutions_backward(parameters, characters, model, precision, features, kept, d_features):
+    """Of each filter the gradient goes to one position alone: what is multiplied is made as the product reads it."""
+    columns, width, dim = characters.shape[1], model.widest_filter, model.character_dim
+    slope = {"relu": features > 0, "tanh": 1 - features * features}[model.activation]
+    d_biased = d_features * slope
+    d_scores = jnp.where(jnp.arange(columns)[:, None, None] == kept[None], d_biased[None], 0.0)  # [C, c, F]
+    d_kernel = weight_gradient(_patches(parameters, characters, model, precision), d_scores, precision)
+    d_patches = product(d_scores, transposed(_merged_kernel(parameters, model, precision), precision), precision)
+    pieces = jnp.split(d_patches, width, -1)
+    d_embedded = sum(jnp.pad(piece, ((place, 0), (0, 0), (0, 0)))[:columns] for place, piece in enumerate(pieces))
+    d_parameters = {"embedding": weight_gradient(_one_hot(characters), d_embedded, precision)}
+    first = 0
+    for number, (filter_width, filters) in enumerate(model.filters):
+        own = slice(first, first + filters)
+        d_parameters[f"kernel_{number}"] = d_kernel[: filter_width * dim, own].reshape(1, filter_width, dim, filters)
+        d_parameters[f"bias_{number}"] = d_biased[:, own].sum(0)
+        first += filters
+    return d_parameters
+
+
+def _one_hot(characters):
+    """[c, C] → [C, c, number of characters]."""
+    return (characters.T[..., None] == jnp.arange(CHARACTERS)).astype(jnp.float32)
+
+
+def _patches(parameters, characters, model, precision):
+    """What the widest filter reads at each position, zeros behind the end [C, c, width · E]."""
+    columns, width = characters.shape[1], model.widest_filter
+    embedded = product(_one_hot(characters), parameters["embedding"], precision)
+    padded = jnp.pad(packed(embedded, precision), ((0, width - 1), (0, 0), (0, 0)))
+    return jnp.concatenate([padded[place : place + columns] for place in range(width)], -1)
+
+
+def _merged_kernel(parameters, model, precision):
+    """The kernels of all filters [width · E, F]; what a narrower one does not read is zero."""
+    rows, kernels = model.widest_filter * model.character_dim, []
+    for number, (_, filters) in enumerate(model.filters):
+        kernel = parameters[f"kernel_{number}"].reshape(-1, filters)
+        kernels.append(jnp.pad(kernel, ((0, rows - len(kernel)), (0, 0))))
+    return rounded(jnp.concatenate(kernels, 1), precision)
+
+
+def _beyond_the_end(columns: int, model: ModelConfig):
+    """[C, F]: minus infinity where a filter would read behind the last column, else 0."""
+    last = np.concatenate([np.full(filters, columns - width) for width, filters in model.filters])
+    return np.where(np.arange(columns)[:, None] > last, np.float32(-np.inf), np.float32(0))

@@ -12,7 +12,24 @@ import jax.numpy as jnp
 from jax import lax
 
 from elmo_jax.config import ModelConfig, Precision
-from elmo_jax.products import bias_gradient, packed, product, rounded, sigmoid, transposed, unpacked, weight_gradient
+from elmo_jax.products import (
+    bias_gradient,
+    blocks,
+    columns,
+    joined_blocks,
+    packed,
+    parts,
+    product,
+    rounded,
+    scan,
+    sigmoid,
+    transposed,
+    unpacked,
+    weight_gradient,
+)
+
+# i, j, f, o
+GATES = 4
 
 
 class LSTMState(NamedTuple):
@@ -85,7 +102,7 @@ def plain_lstm(
 
 
 class Positions(NamedTuple):
-    """What the scan reads at each position: inputs [T, B, P], reset [T, B] and used [T] as in `lstm`."""
+    """What the scan reads at each position: inputs [T, B, P] packed, reset [T, B] and used [T] as in `lstm`."""
 
     inputs: jax.Array
     reset: jax.Array | None
@@ -95,14 +112,16 @@ class Positions(NamedTuple):
 class Trace(NamedTuple):
     """What the backward pass needs of every position, packed but for the cells.
 
-    joined   [T, B, 2P] what the product read, [x; h]
-    gates    [T, B, D] each: σ(i), tanh(j), σ(f + 1), σ(o)
-    cell     [T, B, D] the cell before the position
+    hidden       [T, B, P] the output before the position, which the product read beside x
+    gates        [T, B, D] each: σ(i), tanh(j), σ(f + 1), σ(o)
+    cell         [T, B, D] the cell before the position
+    unprojected  [T, B, D] the output before its projection; None where it is not projected
     """
 
-    joined: jax.Array
+    hidden: jax.Array
     gates: list[jax.Array]
     cell: jax.Array
+    unprojected: jax.Array | None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -121,7 +140,7 @@ def lstm(
     Positions that are not `used` [T] cost nothing: their output is zero, the state stays (not for training). One
     joined product in the scan: on CPU faster than x W hoisted out of it, which writes and reads back a large buffer.
     """
-    positions = Positions(inputs, reset, used)
+    positions = Positions(packed(inputs, precision), reset, used)
     outputs, _, state = _scan(parameters, positions, state, start_state, model, precision, trace=False)
     return outputs, state
 
@@ -129,40 +148,59 @@ def lstm(
 @jax.named_scope("lstm")
 def _scan(parameters, positions, state, start_state, model, precision, trace):
     """Outputs [T, B, P], with `trace` what the backward pass needs, and the state."""
-    kernel, bias, projection = _weights(parameters, functools.partial(rounded, precision=precision))
+    weights = _weights(parameters, functools.partial(rounded, precision=precision))
 
     def step(state, position):
         state = restarted(state, position.reset, start_state)
-        joined = packed(jnp.concatenate([position.inputs, state.hidden], -1), precision)
-        i, j, f, o = jnp.split(product(joined, kernel, precision) + bias[None], 4, -1)
-        i, j, f, o = sigmoid(i), jnp.tanh(j), sigmoid(f + 1), sigmoid(o)
-        cell = clip(f * state.cell + i * j, model.cell_clip)
-        hidden = o * jnp.tanh(cell)
-        if projection is not None:
-            hidden = clip(product(hidden, projection, precision), model.projection_clip)
-        gates = [packed(gate, precision) for gate in (i, j, f, o)]
-        return LSTMState(cell, hidden), (hidden, Trace(joined, gates, state.cell) if trace else None)
+        hidden = packed(state.hidden, precision)
+        after, gates, unprojected = _cell(weights, model, precision, state, position.inputs, hidden)
+        keep = functools.partial(packed, precision=precision)
+        projected = weights.projection is not None
+        kept = Trace(hidden, [keep(gate) for gate in gates], state.cell, keep(unprojected) if projected else None)
+        return after, (after.hidden, kept if trace else None)
 
     def step_if_used(state, position):
-        skip = lambda state, position: (state, (jnp.zeros_like(position.inputs), None))
+        skip = lambda state, position: (state, (jnp.zeros_like(state.hidden), None))
         return lax.cond(position.used, step, skip, state, position)
 
-    state, (outputs, traced) = lax.scan(step if positions.used is None else step_if_used, state, positions)
+    state, (outputs, traced) = scan(step if positions.used is None else step_if_used, state, positions)
     return outputs, traced, state
 
 
-def _weights(parameters: dict, prepare) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Kernel, bias and projection (or None), what enters products prepared for that, before the scan."""
+class Weights(NamedTuple):
+    """A layer's parameters as products read them: the kernel in blocks of columns, the bias in a part for each gate."""
+
+    kernel: tuple[jax.Array, ...]
+    bias: list[jax.Array]
+    projection: jax.Array | None
+
+
+def _weights(parameters: dict, prepare) -> Weights:
+    """What enters products prepared for that, before the scan."""
     projection = prepare(parameters["projection"]) if "projection" in parameters else None
-    return prepare(parameters["kernel"]), parameters["bias"].astype(jnp.float32), projection
+    bias = jnp.split(parameters["bias"].astype(jnp.float32), GATES)
+    return Weights(tuple(map(prepare, blocks(parameters["kernel"], GATES))), bias, projection)
+
+
+def _cell(weights, model, precision, state, x, hidden):
+    """One position, given its x and the output before it, packed → state, gates, the output not yet projected."""
+    joined = jnp.concatenate([x, hidden], -1)
+    z = parts([product(joined, block, precision) for block in weights.kernel], GATES)
+    i, j, f, o = (part + bias[None] for part, bias in zip(z, weights.bias, strict=True))
+    gates = i, j, f, o = sigmoid(i), jnp.tanh(j), sigmoid(f + 1), sigmoid(o)
+    cell = clip(f * state.cell + i * j, model.cell_clip)
+    unprojected = output = o * jnp.tanh(cell)
+    if weights.projection is not None:
+        output = clip(product(unprojected, weights.projection, precision), model.projection_clip)
+    return LSTMState(cell, output), gates, unprojected
 
 
 def _lstm_forward(parameters, inputs, state, model, precision, reset, start_state, used):
     if used is not None:
         raise NotImplementedError("positions can be left out at inference only")
-    positions = Positions(inputs, reset, None)
+    positions = Positions(packed(inputs, precision), reset, None)
     outputs, traced, state = _scan(parameters, positions, state, start_state, model, precision, trace=True)
-    return (outputs, state), (parameters, outputs, traced, reset, start_state)
+    return (outputs, state), (parameters, positions, outputs, traced, start_state)
 
 
 @jax.named_scope("lstm")
@@ -171,12 +209,12 @@ def _lstm_backward(model, precision, saved, d_results):
 
     In the scan, as autodiff has them, they would be read and written again at every position.
     """
-    parameters, outputs, traced, reset, start_state = saved
+    parameters, (inputs, reset, _), outputs, traced, start_state = saved
     weights = _weights(parameters, functools.partial(transposed, precision=precision))
 
     def step(carry, position):
         (d_state, d_start), (*position, begins) = carry, position
-        d_state, gradients = _cell_backward(weights, model, precision, d_state, position)
+        d_state, gradients = _cell_backward(weights, model, precision, d_state, *position)
         if begins is not None:
             d_begun = jax.tree.map(lambda d: jnp.where(begins[:, None], d, 0.0), d_state)
             d_start = jax.tree.map(lambda total, d: total + d.sum(0), d_start, d_begun)
@@ -186,26 +224,27 @@ def _lstm_backward(model, precision, saved, d_results):
     d_outputs, d_end = d_results
     initial = d_end, jax.tree.map(jnp.zeros_like, start_state)
     positions = d_outputs, outputs, traced.gates, traced.cell, reset
-    (d_state, d_start), (d_inputs, d_z, d_hidden, unprojected) = lax.scan(step, initial, positions, reverse=True)
-    d_parameters = {"kernel": weight_gradient(traced.joined, d_z, precision), "bias": bias_gradient(d_z, precision)}
+    (d_state, d_start), (d_inputs, d_z, d_hidden) = scan(step, initial, positions, reverse=True)
+    joined = jnp.concatenate([inputs, traced.hidden], -1)
+    d_parameters = {
+        "kernel": columns([weight_gradient(joined, block, precision) for block in d_z]),
+        "bias": jnp.concatenate([bias_gradient(block, precision) for block in d_z]),
+    }
     if "projection" in parameters:
-        d_parameters["projection"] = weight_gradient(unprojected, d_hidden, precision)
+        d_parameters["projection"] = weight_gradient(traced.unprojected, d_hidden, precision)
     return d_parameters, d_inputs, d_state, None, d_start, None
 
 
-def _cell_backward(weights, model, precision, d_state, position):
+def _cell_backward(weights, model, precision, d_state, d_output, output, gates, cell_before):
     """Back through one position: d_state after it → d_state before it, and d_x; weights are given transposed.
 
-    Beside d_x what the weights' gradients are products of: d_z, d_hidden, and the output before its projection, packed.
+    Beside d_x what the weights' gradients are products of, packed: d_z in blocks, and d_hidden.
     """
-    kernel, _, projection = weights
-    d_output, output, gates, cell_before = position
     i, j, f, o = map(unpacked, gates)
-    d_hidden = d_state.hidden + d_output
-    d_unprojected = d_hidden
-    if projection is not None:
+    d_hidden = d_unprojected = d_state.hidden + d_output
+    if weights.projection is not None:
         d_hidden = packed(d_hidden * _within(output, model.projection_clip), precision)
-        d_unprojected = product(d_hidden, projection, precision)
+        d_unprojected = product(d_hidden, weights.projection, precision)
     cell = clip(f * cell_before + i * j, model.cell_clip)
     tanh = jnp.tanh(cell)
     d_cell = (d_state.cell + d_unprojected * o * (1 - tanh * tanh)) * _within(cell, model.cell_clip)
@@ -215,9 +254,10 @@ def _cell_backward(weights, model, precision, d_state, position):
         d_cell * cell_before * f * (1 - f),
         d_unprojected * tanh * o * (1 - o),
     ]
-    d_z = jnp.concatenate([packed(part, precision) for part in d_z], -1)
-    d_x, d_hidden_before = jnp.split(product(d_z, kernel, precision), 2, -1)
-    return LSTMState(d_cell * f, d_hidden_before), (d_x, d_z, d_hidden, packed(o * tanh, precision))
+    d_z = joined_blocks([packed(part, precision) for part in d_z])
+    d_joined = sum(product(block, weight, precision) for block, weight in zip(d_z, weights.kernel, strict=True))
+    d_x, d_hidden_before = jnp.split(d_joined, 2, -1)
+    return LSTMState(d_cell * f, d_hidden_before), (d_x, d_z, d_hidden)
 
 
 def _within(x: jax.Array, limit: float | None) -> jax.Array:

@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,19 +35,45 @@ def platform() -> Platform:
     return _platform.get() or jax.default_backend()
 
 
+class Form(NamedTuple):
+    """How a platform's programs differ, beside the products below.
+
+    chunk          distinct words that the char CNN takes at a time
+    narrow_chunks  of a chunk only as many columns are read as its longest word needs, each width a branch of its own
+    """
+
+    chunk: int
+    narrow_chunks: bool
+
+
+# By `benchmarks.changes` on CPU, by the compilers' accounts (`benchmarks.compiled`) elsewhere.
+FORMS: dict[Platform, Form] = {
+    "cpu": Form(chunk=256, narrow_chunks=True),
+    "gpu": Form(chunk=2**31, narrow_chunks=False),
+    "tpu": Form(chunk=512, narrow_chunks=False),
+}
+
+
+def form() -> Form:
+    return FORMS[platform()]
+
+
 def packed(x: jax.Array, precision: Precision) -> jax.Array:
     """float32 x in `precision`, to keep until it is multiplied or unpacked.
 
-    bfloat16 is kept as its bits, uint16: XLA:CPU converts whole stacked arrays of bfloat16 where a scan reads or
+    On CPU bfloat16 is kept as its bits, uint16: XLA:CPU converts whole stacked arrays of bfloat16 where a scan reads or
     writes a slice of them.
     """
-    return x if precision == "float32" else lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
+    if precision == "float32":
+        return x
+    x = x.astype(jnp.bfloat16)
+    return lax.bitcast_convert_type(x, jnp.uint16) if platform() == "cpu" else x
 
 
 def unpacked(x: jax.Array) -> jax.Array:
     """What `packed` made → float32."""
-    if x.dtype == jnp.float32:
-        return x
+    if x.dtype != jnp.uint16:
+        return x.astype(jnp.float32)
     return lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
 
 
@@ -58,9 +84,14 @@ def rounded(x: jax.Array, precision: Precision) -> jax.Array:
 
 def product(x: jax.Array, y: jax.Array, precision: Precision) -> jax.Array:
     """x [.., K] · y [K, N] → float32 [.., N], of inputs rounded to `precision`, summed in float32."""
+    return _product(x, y, ((x.ndim - 1,), (0,)), precision)
+
+
+def _product(x, y, axes, precision):
+    """The product over these axes of x and of y."""
     exact = lax.Precision.HIGHEST if precision == "float32" else lax.Precision.DEFAULT
     x, y = rounded(x, precision), rounded(y, precision)
-    return jnp.matmul(x, y, precision=exact, preferred_element_type=jnp.float32)
+    return lax.dot_general(x, y, (axes, ((), ())), precision=exact, preferred_element_type=jnp.float32)
 
 
 def transposed(x: jax.Array, precision: Precision) -> jax.Array:
@@ -69,14 +100,19 @@ def transposed(x: jax.Array, precision: Precision) -> jax.Array:
     XLA:CPU would fold a transposition into the product that reads it, at half the speed in bfloat16; it does not if
     the axes that are joined were apart. Nor must it be fused with what makes x, into a strided loop.
     """
-    x = lax.optimization_barrier(rounded(x.reshape(-1, x.shape[-1]), precision))
+    x = rounded(x.reshape(-1, x.shape[-1]), precision)
+    if platform() != "cpu":
+        return x.T
+    x = lax.optimization_barrier(x)
     halves = x.reshape(2 - len(x) % 2, -1, x.shape[-1])
     return lax.optimization_barrier(halves.transpose(2, 0, 1).reshape(x.shape[-1], -1))
 
 
 @jax.named_scope("weight_gradients")
 def weight_gradient(x: jax.Array, d_y: jax.Array, precision: Precision) -> jax.Array:
-    """d_weight [K, N] where y = x · weight: x [.., K], d_y [.., N]. One product; the narrower operand is transposed."""
+    """d_weight [K, N] where y = x · weight: x [.., K], d_y [.., N]. One product; CPU transposes the narrower."""
+    if platform() != "cpu":
+        return _product(x, d_y, (tuple(range(x.ndim - 1)),) * 2, precision)
     if d_y.shape[-1] < x.shape[-1]:
         return transposed(weight_gradient(d_y, x, precision), "float32")
     return product(transposed(x, precision), d_y.reshape(-1, d_y.shape[-1]), precision)
@@ -84,9 +120,60 @@ def weight_gradient(x: jax.Array, d_y: jax.Array, precision: Precision) -> jax.A
 
 @jax.named_scope("weight_gradients")
 def bias_gradient(d_y: jax.Array, precision: Precision) -> jax.Array:
-    """d_bias [N] where y = x + bias: d_y [.., N] summed by a product, which reads packed numbers as they are."""
+    """d_bias [N] where y = x + bias: d_y [.., N] summed by a product, which reads packed numbers as they are.
+
+    Of a single row XLA:TPU would make a sum of its own, which takes as long as d_weight.
+    """
     d_y = d_y.reshape(-1, d_y.shape[-1])
-    return product(jnp.ones((1, len(d_y))), d_y, precision)[0]
+    return product(jnp.ones((8 if platform() == "tpu" else 1, len(d_y))), d_y, precision)[0]
+
+
+# A product whose result is split by columns. On TPU each part is a product of its own: what follows is then computed,
+# and written where it is kept, as the product's result comes out; of a whole it would be read again. A block is what
+# one product takes: as many columns as a part on TPU, all elsewhere.
+
+
+def blocks(weight: jax.Array, count: int) -> list[jax.Array]:
+    """weight [K, N], of `count` parts, in blocks [K, n] of columns."""
+    return jnp.split(weight, count, 1) if platform() == "tpu" else [weight]
+
+
+def parts(results: list[jax.Array], count: int) -> list[jax.Array]:
+    """Results [.., n] of all blocks → `count` parts of their columns."""
+    return results if len(results) == count else jnp.split(results[0], count, -1)
+
+
+def joined_blocks(parts: list[jax.Array]) -> list[jax.Array]:
+    """The inverse of `parts`."""
+    return parts if platform() == "tpu" else [jnp.concatenate(parts, -1)]
+
+
+def columns(results: list[jax.Array]) -> jax.Array:
+    """[K, n] of all blocks → [K, N], each block written where it belongs as soon as it is there."""
+    if len(results) == 1:
+        return results[0]
+    size = results[0].shape[1]
+    whole = lax.empty((len(results[0]), len(results) * size), results[0].dtype)
+    for number, block in enumerate(results):
+        whole = lax.dynamic_update_slice(whole, block, (0, number * size))
+    return whole
+
+
+def scan(step, carry, positions, reverse: bool = False):
+    """`lax.scan`. On TPU its results go into arrays that are carried: XLA:TPU fills those of `lax.scan` with zeros."""
+    if platform() != "tpu":
+        return lax.scan(step, carry, positions, reverse=reverse)
+    count = len(jax.tree.leaves(positions)[0])
+    like = jax.eval_shape(step, carry, jax.tree.map(lambda array: array[0], positions))[1]
+    stacks = jax.tree.map(lambda shape: lax.empty((count, *shape.shape), shape.dtype), like)
+
+    def write(carry, position):
+        (carry, stacks), (number, position) = carry, position
+        carry, results = step(carry, position)
+        put = lambda stack, result: lax.dynamic_update_index_in_dim(stack, result, number, 0)
+        return (carry, jax.tree.map(put, stacks, results)), None
+
+    return lax.scan(write, (carry, stacks), (jnp.arange(count), positions), reverse=reverse)[0]
 
 
 def sigmoid(x: jax.Array) -> jax.Array:

@@ -99,9 +99,9 @@ def distinct_ids(ids: jax.Array, vocabulary_size: int) -> tuple[jax.Array, jax.A
 
 
 @jax.named_scope("rows")
-def gather_rows(table: jax.Array, row_ids: jax.Array, fill: float) -> jax.Array:
-    """table [V, ..], row_ids [K] → [K, ..]."""
-    return table.at[row_ids].get(mode="fill", fill_value=fill, unique_indices=True, indices_are_sorted=True)
+def gather_rows(table: jax.Array, row_ids: jax.Array) -> jax.Array:
+    """table [V, ..], row_ids [K] → [K, ..]; ids from V up give the last row, of which nothing is used."""
+    return table.at[row_ids].get(mode="clip", indices_are_sorted=True)
 
 
 @jax.named_scope("rows")
@@ -128,11 +128,11 @@ class TouchedWords(NamedTuple):
     target_log_counts: jax.Array | None = None
     negative_log_counts: jax.Array | None = None
 
-    def select(self, tree: dict[str, Any], fill: float) -> dict[str, Any]:
+    def select(self, tree: dict[str, Any]) -> dict[str, Any]:
         """A tree like the parameters with only these words' rows of its softmax."""
         if self.row_ids is None:
             return tree
-        return tree | {"softmax": jax.tree.map(lambda table: gather_rows(table, self.row_ids, fill), tree["softmax"])}
+        return tree | {"softmax": jax.tree.map(lambda table: gather_rows(table, self.row_ids), tree["softmax"])}
 
     def merge(self, tree: dict[str, Any], selected: dict[str, Any]) -> dict[str, Any]:
         """`selected` with the rows that it lacks taken from `tree`."""
@@ -242,11 +242,11 @@ def train_step(
     """
     train = config.train
     touched = touched_words(batch, negatives, len(state.parameters["softmax"]["weight"]))
-    parameters = touched.select(state.parameters, 0.0)
+    parameters = touched.select(state.parameters)
     inputs = LossInputs(state.step, lstm_state, batch, row_ids, touched)
     gradients, losses, lstm_state = loss_gradients(config, parameters, inputs)
     norm = global_norm(config, gradients)
-    sums = optax.ScaleByRssState(touched.select(state.accumulators, 1.0))
+    sums = optax.ScaleByRssState(touched.select(state.accumulators))
     with jax.named_scope("update"):
         clipped = jax.tree.map(lambda gradient: gradient * jnp.minimum(1.0, train.clip_norm / norm), gradients)
         updates, sums = optax.scale_by_rss(eps=0.0).update(clipped, sums)

@@ -61,7 +61,7 @@ def test_kernels_of_a_gpu():
         "copies and filling": sums(0, 0, 2),
     }
     assert told["kinds"] == {"fusion": 32, "custom-call": 20, "copy": 20, "async-start": 1, "sort": 1}
-    assert told["waits_for_the_host"] == {"while": 3, "conditional": 3}
+    assert told["waits_for_the_host"] == 3 + 3  # whether there is another chunk, and which branch
 
 
 def result_of(text: str, chip: compiled.Chip | None) -> dict:

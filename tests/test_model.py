@@ -8,12 +8,12 @@ import pytest
 from conftest import ROOT, SMALL, TOLERANCE, random_weights, relative_error, write_random_model
 
 import elmo_jax
-from elmo_jax.char_cnn import CHUNK, character_cnn, spelled_vectors
+from elmo_jax.char_cnn import character_cnn, spelled_vectors
 from elmo_jax.config import load_config, to_options
 from elmo_jax.lstm import LSTMState, lstm, plain_lstm
 from elmo_jax.model import scalar_mix, zero_state
 from elmo_jax.modules import BiLM, ScalarMix, init_bilm
-from elmo_jax.products import matmul, packed, rounded, unpacked
+from elmo_jax.products import FORMS, matmul, packed, rounded, unpacked
 
 
 def window(model=SMALL, rows=2, window=5, words=13, seed=0):
@@ -146,8 +146,13 @@ def test_packed_numbers_are_rounded_as_by_astype():
 def test_chunks_of_words_do_not_matter():
     """Of two and a half chunks one and a few words are used: vectors and gradients as of one product over all."""
     cnn = {name: jnp.asarray(leaf) for name, leaf in window()[0]["params"]["words"].items()}
-    characters = np.random.default_rng(0).integers(0, 261, (5 * CHUNK // 2, SMALL.max_characters)).astype(np.uint16)
-    count, weights = np.int32(CHUNK + 9), np.random.default_rng(1).normal(size=(CHUNK + 9, 7)).astype(np.float32)
+    characters = (
+        np.random.default_rng(0).integers(0, 261, (5 * FORMS["cpu"].chunk // 2, SMALL.max_characters)).astype(np.uint16)
+    )
+    count, weights = (
+        np.int32(FORMS["cpu"].chunk + 9),
+        np.random.default_rng(1).normal(size=(FORMS["cpu"].chunk + 9, 7)).astype(np.float32),
+    )
 
     def in_chunks(cnn):
         vectors = character_cnn(cnn, characters, count, SMALL, "float32")[:count]

@@ -79,7 +79,7 @@ def split(repeats):
     def arguments(state, lstm_state, batch, row_ids, negatives):
         touched = training.touched_words(batch, negatives, len(vocabulary))
         inputs = training.LossInputs(state.step, lstm_state, batch, row_ids, touched)
-        return config, touched.select(state.parameters, 0.0), inputs
+        return config, touched.select(state.parameters), inputs
 
     forward = lambda *given: training.loss(*arguments(*given))[0]
     backward = lambda *given: training.loss_gradients(*arguments(*given))[0]
