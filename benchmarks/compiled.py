@@ -231,13 +231,10 @@ def account(text: str, chip: Chip | None, useful: int, unknown_trips: int) -> tu
         told |= {"cycles": cycles, "seconds": cycles / chip.hertz, "share_of_peak": share}
         return told | {"without_estimate": missing}, found
     kinds: Counter[str] = Counter()
-    waits = {"while": 0, "conditional": 0}
     for operation in found:
-        if operation.kind in waits:
-            waits[operation.kind] += operation.times
-        elif operation.cost:
-            kinds[operation.kind] += operation.times
-    return told | {"kernels": total(found), "kinds": kinds, "waits_for_the_host": waits}, found
+        kinds[operation.kind] += operation.total
+    waits = sum(operation.times for operation in found if operation.kind in ("while", "conditional"))
+    return told | {"kernels": total(found), "kinds": +kinds, "waits_for_the_host": waits}, found
 
 
 def python_of(platform: str) -> Path:

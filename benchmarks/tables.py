@@ -247,15 +247,16 @@ def compiled(result: dict) -> str:
     """The tables of `benchmarks.compiled`: a line of each program, and the parts of all."""
     programs = result["programs"]
     window, new = programs[-2:]
-    whole = {"name": f"a window with {new['calls']} x {new['words']} new words"}
-    counts = ("cycles", "kernels", "useful_operations")
-    whole |= {of: window[of] + new["calls"] * new[of] for of in counts if of in window}
+    counts = ("cycles", "kernels", "waits_for_the_host", "useful_operations")
+    whole = {of: window[of] + new["calls"] * new[of] for of in counts if of in window}
     heads, rows = ["program", *columns_of(result, window), "arguments", "temporary", "exchanged", "compiling"], []
     for row in programs:
         memory = [f"{row[f'{name}_bytes'] / GIB:.2f} GiB" for name in ("argument", "temporary")]
         memory += [f"{sum(row['exchanged'].values()) / 1e6:,.1f} MB", f"{row['compile_seconds']:.0f} s"]
         rows.append([program_name(row), *columns_of(result, row).values(), *memory])
-    rows.append([whole["name"], *columns_of(result, whole).values(), *[""] * 4])
+    rows.append(
+        [f"a window with {new['calls']} x {new['words']} new words", *columns_of(result, whole).values(), *[""] * 4]
+    )
     note = (
         f"By the compiler's account, not measured: of each device. Config {result['config']}, {result['precision']}, "
         f"{result['vocabulary_size']:,} words. {result['machine']['compiler']}, {about(result)}.\n"
@@ -272,8 +273,7 @@ def columns_of(result: dict, row: dict) -> dict[str, str]:
         seconds, products = row["cycles"] / chip["hertz"], row["cycles"] * chip["multiply_adds"]
         times = {"cycles": f"{row['cycles'] / 1e6:.2f} M", "time": f"{1000 * seconds:.2f} ms"}
         return times | useful | {"peak share": f"{row['useful_operations'] / 2 / products:.0%}"}
-    waits = sum(row["waits_for_the_host"].values()) if "waits_for_the_host" in row else 0
-    return {"kernels": f"{row['kernels']:,}", "waits for the host": str(waits)} | useful
+    return {"kernels": f"{row['kernels']:,}", "waits for the host": f"{row['waits_for_the_host']:,}"} | useful
 
 
 def program_name(row: dict) -> str:
