@@ -208,6 +208,14 @@ def _convolution_form():
     return _merged_convolutions, _merged_convolutions_backward
 
 
+@jax.named_scope("char_cnn")
+def quickly_spelled(parameters: dict, characters: jax.Array, model: ModelConfig, precision: Precision) -> jax.Array:
+    """`spelled_vectors` in the form for the platform, of words whose columns [c, C] have been cut to their longest."""
+    convolve = convolutions if form().narrow_chunks else _merged_convolutions
+    features = convolve(parameters, characters, model, precision)
+    return highways(parameters, features if form().narrow_chunks else features[0], model, precision)[0]
+
+
 def _narrow_convolutions(parameters, characters, model, precision):
     """The definition, of as many columns of a chunk as its longest word needs: words of like length lie together."""
     convolve = lambda characters: convolutions(parameters, characters, model, precision)

@@ -15,17 +15,15 @@ from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.errors import InputError
 from elmo_jax.model import Reading, State, read_window, start_state, zero_state
 from elmo_jax.parallel import check_process, device_count, parallel, replicate, shard
+from elmo_jax.products import form
 from elmo_jax.streams import Segments, SentenceStream, Window, longest_first_at_end, make_window
 from elmo_jax.weights import ModelFolder
 from elmo_jax.word_vectors import SpelledVectors, VocabularyVectors
 
 StateMode = Literal["warm", "zero", "carry"]
 
-# Rows on each device for little to much text, and positions of a window: a fixed set of shapes, so of compilations.
-ROWS = (1, 8, 64, 256)
+# Positions of a window; its rows are the platform's, `products.Form`.
 WINDOW = 32
-# What a step costs beside its rows' work, counted in rows: it reads all weights.
-STEP_OVERHEAD = 16
 # Windows' worth of text that is looked at ahead, to choose the rows and so that they end together; the second where
 # the caller chose the rows, perhaps for a live stream, which waits for it.
 LOOK_AHEAD, SHORT_LOOK_AHEAD = 4, 1
@@ -125,7 +123,7 @@ class Engine:
 
     def _embed(self, sentences: Iterator[list[str]], request: Request) -> Iterator[np.ndarray]:
         stream, rows = lay_out(sentences, request)
-        shape, sizes = (device_count(), rows, WINDOW), [*(size for size in ROWS if size < rows), rows]
+        shape, sizes = (device_count(), rows, WINDOW), [*(size for size in form().rows if size < rows), rows]
         program, fixed = self._prepare(request, rows)
         lstm_state = shard(zero_state(self.model, shape[0] * rows))
         joiner = Joiner(request)
@@ -178,14 +176,14 @@ def lay_out(sentences: Iterator[list[str]], request: Request) -> tuple[SentenceS
 
 def choose_rows(sentences: Iterator[list[str]]) -> tuple[Iterator[list[str]], int]:
     """The sentences, and how many rows to lay them in: those that read the first sentences soonest."""
-    choices = [rows * device_count() for rows in ROWS]
+    choices = [rows * device_count() for rows in form().rows]
     held, tokens, longest = [], 0, 0
     for sentence in sentences:
         held.append(sentence)
         tokens, longest = tokens + len(sentence), max(longest, len(sentence))
         if tokens > LOOK_AHEAD * choices[-1] * WINDOW:
             break
-    cost = lambda rows: max(longest, tokens / rows) * (rows + STEP_OVERHEAD * device_count())
+    cost = lambda rows: max(longest, tokens / rows) * (rows + form().step_overhead * device_count())
     return chain(held, sentences), min(choices, key=cost)
 
 

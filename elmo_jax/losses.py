@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from elmo_jax.config import Precision
-from elmo_jax.products import matmul, product, transposed
+from elmo_jax.products import affine, product, transposed
 
 # Logits that the full softmax holds at a time, of all tokens for a block of the vocabulary.
 BLOCK = 2**24
@@ -173,8 +173,8 @@ def sampled_softmax_loss(
     sampled_softmax_loss with remove_accidental_hits).
     """
     target_logits = (hidden * weight[targets]).sum(-1) + bias[targets] - target_log_count
-    corrections = (bias[negatives] - negative_log_count)[None]
-    logits = matmul(hidden, transposed(weight[negatives], "float32"), precision) + corrections
+    corrections = bias[negatives] - negative_log_count
+    logits = affine(hidden, transposed(weight[negatives], "float32"), corrections, precision)
     logits = jnp.where(negatives[None] == targets[:, None], -jnp.inf, logits)
     largest = lax.stop_gradient(jnp.maximum(target_logits, logits.max(-1)))
     total = jnp.exp(target_logits - largest) + jnp.exp(logits - largest[:, None]).sum(-1)

@@ -13,14 +13,16 @@ from jax import lax
 
 from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.products import (
+    applied,
     bias_gradient,
     blocks,
     columns,
     joined_blocks,
+    kept_parts,
+    operand,
     packed,
     parts,
     product,
-    rounded,
     scan,
     sigmoid,
     transposed,
@@ -113,7 +115,7 @@ class Trace(NamedTuple):
     """What the backward pass needs of every position, packed but for the cells.
 
     hidden       [T, B, P] the output before the position, which the product read beside x
-    gates        [T, B, D] each: σ(i), tanh(j), σ(f + 1), σ(o)
+    gates        [T, B, D] each: σ(i), tanh(j), σ(f + 1), σ(o); or all in one array
     cell         [T, B, D] the cell before the position
     unprojected  [T, B, D] the output before its projection; None where it is not projected
     """
@@ -148,7 +150,7 @@ def lstm(
 @jax.named_scope("lstm")
 def _scan(parameters, positions, state, start_state, model, precision, trace):
     """Outputs [T, B, P], with `trace` what the backward pass needs, and the state."""
-    weights = _weights(parameters, functools.partial(rounded, precision=precision))
+    weights = _weights(parameters, functools.partial(operand, precision=precision))
 
     def step(state, position):
         state = restarted(state, position.reset, start_state)
@@ -156,7 +158,8 @@ def _scan(parameters, positions, state, start_state, model, precision, trace):
         after, gates, unprojected = _cell(weights, model, precision, state, position.inputs, hidden)
         keep = functools.partial(packed, precision=precision)
         projected = weights.projection is not None
-        kept = Trace(hidden, [keep(gate) for gate in gates], state.cell, keep(unprojected) if projected else None)
+        gates = kept_parts([keep(gate) for gate in gates])
+        kept = Trace(hidden, gates, state.cell, keep(unprojected) if projected else None)
         return after, (after.hidden, kept if trace else None)
 
     def step_if_used(state, position):
@@ -185,13 +188,13 @@ def _weights(parameters: dict, prepare) -> Weights:
 def _cell(weights, model, precision, state, x, hidden):
     """One position, given its x and the output before it, packed → state, gates, the output not yet projected."""
     joined = jnp.concatenate([x, hidden], -1)
-    z = parts([product(joined, block, precision) for block in weights.kernel], GATES)
+    z = parts([applied(joined, block, precision) for block in weights.kernel], GATES)
     i, j, f, o = (part + bias[None] for part, bias in zip(z, weights.bias, strict=True))
     gates = i, j, f, o = sigmoid(i), jnp.tanh(j), sigmoid(f + 1), sigmoid(o)
     cell = clip(f * state.cell + i * j, model.cell_clip)
     unprojected = output = o * jnp.tanh(cell)
     if weights.projection is not None:
-        output = clip(product(unprojected, weights.projection, precision), model.projection_clip)
+        output = clip(applied(unprojected, weights.projection, precision), model.projection_clip)
     return LSTMState(cell, output), gates, unprojected
 
 
@@ -240,7 +243,7 @@ def _cell_backward(weights, model, precision, d_state, d_output, output, gates, 
 
     Beside d_x what the weights' gradients are products of, packed: d_z in blocks, and d_hidden.
     """
-    i, j, f, o = map(unpacked, gates)
+    i, j, f, o = parts(list(map(unpacked, gates)), GATES)
     d_hidden = d_unprojected = d_state.hidden + d_output
     if weights.projection is not None:
         d_hidden = packed(d_hidden * _within(output, model.projection_clip), precision)

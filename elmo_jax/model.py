@@ -14,6 +14,7 @@ import numpy as np
 from elmo_jax.char_cnn import char_cnn_shapes, character_cnn
 from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.lstm import LSTMState, lstm, lstm_shapes
+from elmo_jax.products import over_directions
 from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, Vocabulary, character_ids
 
 DIRECTIONS = ("forward", "backward")
@@ -80,31 +81,50 @@ def read_window(
     precision: Precision = "float32",
     dropout: Callable[[int, jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, State]:
-    """Reads a window (Peters et al. 2018, section 3.1): vectors [U, P] → activations [2, L + 1, B, T, P], LSTM state.
+    """`read_layers` in one array: activations [2, L + 1, B, T, P], LSTM state."""
+    options = {"precision": precision, "dropout": dropout}
+    activations, state = read_layers(model, parameters, vectors, reading, lstm_state, start_state, **options)
+    return jnp.stack([jnp.stack(layers).swapaxes(1, 2) for layers in activations]), state
+
+
+def read_layers(
+    model: ModelConfig,
+    parameters: dict[str, Any],
+    vectors: jax.Array,
+    reading: Reading,
+    lstm_state: State,
+    start_state: State | None = None,
+    *,
+    precision: Precision = "float32",
+    dropout: Callable[[int, jax.Array], jax.Array] | None = None,
+) -> tuple[list[list[jax.Array]], State]:
+    """Reads a window (Peters et al. 2018, section 3.1): vectors [U, P] → activations [T, B, P], LSTM state.
 
     Activations are, of each direction, the word vectors, then each layer's output. lstm_state [B, ..] is where the
     rows stand; start_state (no row axis) what it becomes at resets. dropout (number of the place, x [T, B, P]) → x is
     called on every LSTM layer's input.
     """
     reset = None if reading.reset is None else reading.reset.T
-    activations, new_state = [], []
-    for direction, name in enumerate(DIRECTIONS):
-        outputs = [vectors[getattr(reading, name).T]]  # [T, B, P]
-        states = []
-        for layer in range(model.layers):
-            inputs = outputs[-1]
-            if dropout is not None:
-                inputs = dropout(direction * model.layers + layer, inputs)
-            weights, before = parameters[f"{name}_{layer}"], lstm_state[direction][layer]
-            begin = None if start_state is None else start_state[direction][layer]
-            output, after = lstm(weights, inputs, before, model, precision, reset, begin, reading.used)
+
+    def read(weights, inputs, before, begin):
+        return lstm(weights, inputs, before, model, precision, reset, begin, reading.used)
+
+    activations = [[vectors[getattr(reading, name).T]] for name in DIRECTIONS]  # [T, B, P]
+    new_state: tuple[list[LSTMState], list[LSTMState]] = [], []
+    for layer in range(model.layers):
+        inputs = [outputs[-1] for outputs in activations]
+        if dropout is not None:
+            inputs = [dropout(direction * model.layers + layer, x) for direction, x in enumerate(inputs)]
+        weights = [parameters[f"{name}_{layer}"] for name in DIRECTIONS]
+        begin = [None if start_state is None else of_one[layer] for of_one in start_state or (None, None)]
+        outputs, after = over_directions(read, weights, inputs, [of_one[layer] for of_one in lstm_state], begin)
+        for direction in range(len(DIRECTIONS)):
+            output = outputs[direction]
             if model.skip_connections and layer > 0:
-                output = output + inputs  # as in bilm-tf, inputs after dropout; the recurrent output is without
-            outputs.append(output)
-            states.append(after)
-        activations.append(jnp.stack(outputs).swapaxes(1, 2))
-        new_state.append(tuple(states))
-    return jnp.stack(activations), tuple(new_state)
+                output = output + inputs[direction]  # as in bilm-tf, inputs after dropout; the recurrent one without
+            activations[direction].append(output)
+            new_state[direction].append(after[direction])
+    return activations, (tuple(new_state[0]), tuple(new_state[1]))
 
 
 @functools.partial(jax.jit, static_argnums=0)

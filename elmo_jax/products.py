@@ -38,23 +38,32 @@ def platform() -> Platform:
 class Form(NamedTuple):
     """How a platform's programs differ, beside the products below.
 
-    chunk          distinct words that the char CNN takes at a time
-    narrow_chunks  of a chunk only as many columns are read as its longest word needs, each width a branch of its own
+    chunk              distinct words that the char CNN takes at a time in training
+    narrow_chunks      of a chunk only the columns are read that its longest word needs, each width a branch of its own
+    merged_directions  both directions are read in one scan
+    rows               rows on each device for little to much text: a fixed set of shapes, so of compilations
+    step_overhead      what a window of embedding costs beside its rows' work, counted in rows: it reads all weights
+    new_words          words that embedding spells at a time on each device
     """
 
     chunk: int
     narrow_chunks: bool
+    merged_directions: bool
+    rows: tuple[int, ...]
+    step_overhead: int
+    new_words: int
 
 
-# By `benchmarks.changes` on CPU, by the compilers' accounts (`benchmarks.compiled`) elsewhere.
+# Measured by `benchmarks.changes` on CPU. For the others by the compilers' accounts (`benchmarks.compiled`).
 FORMS: dict[Platform, Form] = {
-    "cpu": Form(chunk=256, narrow_chunks=True),
-    "gpu": Form(chunk=2**31, narrow_chunks=False),
-    "tpu": Form(chunk=512, narrow_chunks=False),
+    "cpu": Form(256, True, False, (1, 8, 64, 256), 16, 64),
+    "gpu": Form(2**31, False, True, (8, 64, 256, 1024), 256, 512),
+    "tpu": Form(256, False, False, (8, 64, 256), 16, 256),
 }
 
 
 def form() -> Form:
+    """That of the program that is being traced; outside of programs, of this process' devices."""
     return FORMS[platform()]
 
 
@@ -108,6 +117,19 @@ def transposed(x: jax.Array, precision: Precision) -> jax.Array:
     return lax.optimization_barrier(halves.transpose(2, 0, 1).reshape(x.shape[-1], -1))
 
 
+def operand(weight: jax.Array, precision: Precision) -> jax.Array:
+    """weight [K, N] prepared once for all products of a scan, which `applied` takes.
+
+    On TPU it is `transposed`, which costs the products nothing: one array then serves the backward pass too.
+    """
+    return transposed(weight, precision) if platform() == "tpu" else rounded(weight, precision)
+
+
+def applied(x: jax.Array, weight: jax.Array, precision: Precision) -> jax.Array:
+    """x [.., K] · weight, an `operand` → [.., N]."""
+    return _product(x, weight, ((x.ndim - 1,), (1 if platform() == "tpu" else 0,)), precision)
+
+
 @jax.named_scope("weight_gradients")
 def weight_gradient(x: jax.Array, d_y: jax.Array, precision: Precision) -> jax.Array:
     """d_weight [K, N] where y = x · weight: x [.., K], d_y [.., N]. One product; CPU transposes the narrower."""
@@ -148,6 +170,11 @@ def joined_blocks(parts: list[jax.Array]) -> list[jax.Array]:
     return parts if platform() == "tpu" else [jnp.concatenate(parts, -1)]
 
 
+def kept_parts(parts: list[jax.Array]) -> list[jax.Array]:
+    """Parts as a scan keeps them: on GPU, where each is written by a kernel of its own, in one array."""
+    return [jnp.concatenate(parts, -1)] if platform() == "gpu" else parts
+
+
 def columns(results: list[jax.Array]) -> jax.Array:
     """[K, n] of all blocks → [K, N], each block written where it belongs as soon as it is there."""
     if len(results) == 1:
@@ -157,6 +184,20 @@ def columns(results: list[jax.Array]) -> jax.Array:
     for number, block in enumerate(results):
         whole = lax.dynamic_update_slice(whole, block, (0, number * size))
     return whole
+
+
+def over_directions(function, *pairs) -> tuple[list, list]:
+    """`function` of each argument's two trees, for either direction → both of each of its two results.
+
+    Where directions are merged each kernel works for both of them.
+    """
+    if not form().merged_directions:
+        first, second = (function(*arguments) for arguments in zip(*pairs, strict=True))
+    else:
+        stacked = [jax.tree.map(lambda *arrays: jnp.stack(arrays), *pair) for pair in pairs]
+        results = jax.vmap(function)(*stacked)
+        first, second = (jax.tree.map(lambda array, number=number: array[number], results) for number in (0, 1))
+    return [first[0], second[0]], [first[1], second[1]]
 
 
 def scan(step, carry, positions, reverse: bool = False):
@@ -198,3 +239,20 @@ def _matmul_backward(precision, saved, d_y):
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def affine(x: jax.Array, weight: jax.Array, bias: jax.Array, precision: Precision) -> jax.Array:
+    """`matmul` and a bias [N], whose gradient is a product too."""
+    return product(x, weight, precision) + bias[None]
+
+
+def _affine_forward(x, weight, bias, precision):
+    return affine(x, weight, bias, precision), (x, weight)
+
+
+def _affine_backward(precision, saved, d_y):
+    return *_matmul_backward(precision, saved, d_y), bias_gradient(d_y, precision)
+
+
+affine.defvjp(_affine_forward, _affine_backward)

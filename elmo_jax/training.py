@@ -17,7 +17,7 @@ from elmo_jax.losses import (
     sampled_softmax_loss,
     softmax_axes,
 )
-from elmo_jax.model import Reading, State, read_window, word_vectors
+from elmo_jax.model import Reading, State, read_layers, word_vectors
 from elmo_jax.parallel import AXIS, fetch, gather_words, parallel, replicate, shard_words
 from elmo_jax.streams import Batch
 
@@ -180,26 +180,23 @@ def loss(config: Config, parameters: dict[str, Any], inputs: LossInputs) -> tupl
     dropout = dropout_by_row(key, inputs.row_ids, train.dropout) if train.dropout else None
     vectors = word_vectors(model, bilm["words"], batch.words, batch.count, train.precision)
     reading, options = Reading(batch.forward, batch.backward), {"precision": train.precision, "dropout": dropout}
-    activations, lstm_state = read_window(model, bilm, vectors, reading, inputs.lstm_state, **options)
-    losses = []
-    for direction, hidden in enumerate(activations[:, -1].swapaxes(1, 2)):  # [T, b, P]
-        if dropout is not None:
-            hidden = dropout(2 * model.layers + direction, hidden)
-        hidden = hidden.swapaxes(0, 1).reshape(-1, model.projection_dim)  # [N, P]
-        losses.append(token_losses(config, parameters["softmax"], hidden, inputs.touched, direction).mean())
-    losses = jnp.stack(losses)
+    activations, lstm_state = read_layers(model, bilm, vectors, reading, inputs.lstm_state, **options)
+    hidden = [layers[-1] for layers in activations]  # [T, b, P]
+    if dropout is not None:
+        hidden = [dropout(2 * model.layers + direction, array) for direction, array in enumerate(hidden)]
+    hidden = jnp.stack([array.swapaxes(0, 1).reshape(-1, model.projection_dim) for array in hidden])  # [2, N, P]
+    losses = token_losses(config, parameters["softmax"], hidden, inputs.touched).mean(1)
     return losses.mean() * train.window, (losses, lstm_state)
 
 
-def token_losses(
-    config: Config, softmax: dict[str, jax.Array], hidden: jax.Array, touched: TouchedWords, direction: int
-) -> jax.Array:
-    """Loss [N] of each of a direction's tokens, given the top layer's outputs [N, P]."""
-    table = softmax["weight"], softmax["bias"]
-    if touched.negatives is None:
-        return full_softmax_loss(hidden, *table, touched.targets[direction], config.train.precision, AXIS)
-    words = (array[direction] for array in touched[1:])
-    return sampled_softmax_loss(hidden, *table, *words, config.train.precision)
+def token_losses(config: Config, softmax: dict[str, jax.Array], hidden: jax.Array, touched: TouchedWords) -> jax.Array:
+    """Loss [2, N] of each token of both directions, given the top layer's outputs [2, N, P]."""
+    table, precision = (softmax["weight"], softmax["bias"]), config.train.precision
+    if touched.negatives is not None:
+        of_direction = lambda hidden, *words: sampled_softmax_loss(hidden, *table, *words, precision)
+        return jax.vmap(of_direction)(hidden, *touched[1:])
+    of_direction = lambda hidden, targets: full_softmax_loss(hidden, *table, targets, precision, AXIS)
+    return jnp.stack(list(map(of_direction, hidden, touched.targets)))
 
 
 def loss_gradients(config: Config, parameters: dict[str, Any], inputs: LossInputs) -> tuple[dict, jax.Array, State]:
@@ -216,11 +213,18 @@ def loss_gradients(config: Config, parameters: dict[str, Any], inputs: LossInput
 
 @jax.named_scope("update")
 def global_norm(config: Config, gradients: dict[str, Any]) -> jax.Array:
-    """Norm [] of the gradients of all parameters, also of words on other devices."""
-    if not is_split(config):
-        return optax.tree.norm(gradients)
-    squares = [optax.tree.norm(gradients[part], squared=True) for part in ("bilm", "softmax")]
-    return jnp.sqrt(squares[0] + lax.psum(squares[1], AXIS))
+    """Norm [] of the gradients of all parameters. Of those that devices share each sums up its part of the rows."""
+    devices = lax.axis_size(AXIS)
+
+    def own_square(gradient):
+        if len(gradient) % devices:
+            return optax.tree.norm(gradient, squared=True) / devices
+        size = len(gradient) // devices
+        return optax.tree.norm(lax.dynamic_slice_in_dim(gradient, lax.axis_index(AXIS) * size, size), squared=True)
+
+    own = {"softmax": gradients["softmax"]} if is_split(config) else {}
+    shared = jax.tree.leaves({part: tree for part, tree in gradients.items() if part not in own})
+    return jnp.sqrt(lax.psum(sum(map(own_square, shared)) + optax.tree.norm(own, squared=True), AXIS))
 
 
 def train_step(

@@ -8,16 +8,15 @@ import numpy as np
 from jax import lax
 
 from elmo_jax import compilation
-from elmo_jax.char_cnn import spelled_vectors
+from elmo_jax.char_cnn import quickly_spelled
 from elmo_jax.config import ModelConfig
 from elmo_jax.parallel import AXIS, device_count, parallel, replicate
+from elmo_jax.products import form
 from elmo_jax.streams import character_width
 from elmo_jax.vocabulary import PADDING, Vocabulary, character_ids
 
-# Words whose vectors are remembered, the last ones used; new ones go through the char CNN so many at a time on each
-# device.
+# Words whose vectors are remembered, the last ones used.
 REMEMBERED_WORDS = 65536
-NEW_WORDS = 64
 
 
 def spell(
@@ -28,7 +27,7 @@ def spell(
     Each device spells some of the words: character ids [c, C]; places [n · c] of all devices' words, those behind the
     table's end are left out.
     """
-    vectors = spelled_vectors(parameters, characters, model, "float32")
+    vectors = quickly_spelled(parameters, characters, model, "float32")
     return table.at[places].set(lax.all_gather(vectors, AXIS, tiled=True), mode="drop")
 
 
@@ -112,14 +111,14 @@ class SpelledVectors:
         """Puts the vectors of new words into their places."""
         characters = character_ids(words, self.model.max_characters)
         order = np.argsort((characters != PADDING).sum(1), kind="stable")  # words of like length go together
-        program, size = spelling_program(self.model), NEW_WORDS * device_count()
+        program, size = spelling_program(self.model), form().new_words * device_count()
         for first in range(0, len(words), size):
             chunk = order[first : first + size]
             rest = (0, size - len(chunk))
             spelled = np.pad(characters[chunk], (rest, (0, 0)), mode="edge")
             spelled = spelled[:, : character_width(spelled, self.model.widest_filter)]
             targets = np.pad(places[chunk], rest, constant_values=self.capacity)
-            spelled = spelled.reshape(device_count(), NEW_WORDS, -1)
+            spelled = spelled.reshape(device_count(), form().new_words, -1)
             shapes = self.capacity, spelled.shape
             arguments = self.parameters, self.table, targets, spelled
             self.table = compilation.run(program, shapes, *arguments, keep=self.keep)

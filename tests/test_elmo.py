@@ -200,7 +200,7 @@ def test_a_live_stream_is_read_little_ahead(elmo, batch_size, length):
 
 def test_a_stream_without_batch_size_is_read_far_ahead(elmo):
     """As documented: 32,768 tokens for each of the four devices."""
-    assert engine.LOOK_AHEAD * engine.ROWS[-1] * engine.WINDOW == 32_768
+    assert engine.LOOK_AHEAD * engine.form().rows[-1] * engine.WINDOW == 32_768
     assert "32,768 tokens for each device" in " ".join(elmo.embed_iter.__doc__.split())
     assert 4 * 32_768 < read_until_first(elmo, 10) * 10 < 2 * 4 * 32_768
 

@@ -252,7 +252,7 @@ def test_communication_does_not_depend_on_the_vocabulary(softmax):
     size = sum(leaf.size for leaf in jax.tree.leaves(parameters))
     tokens, hidden = 2 * ROWS * WINDOW, SMALL.projection_dim  # of both directions
     if softmax == "sampled":
-        assert few["all-reduce"] == 4 * (size + (tokens + 2 * 9) * (hidden + 1) + 2)
+        assert few["all-reduce"] == 4 * (size + (tokens + 2 * 9) * (hidden + 1) + 3)
         assert few["all-gather"] == 4 * tokens
         assert set(few) == {"all-reduce", "all-gather"}
     else:  # of every token: largest logit, normaliser, target's logit; a state and a target (all gradients are equal)

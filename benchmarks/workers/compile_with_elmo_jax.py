@@ -18,13 +18,12 @@ import numpy as np
 from jax.experimental import topologies
 
 from elmo_jax import training
-from elmo_jax.char_cnn import _chunks
 from elmo_jax.config import load_config
-from elmo_jax.engine import ROWS, WINDOW, Fixed, embedding_program
+from elmo_jax.engine import WINDOW, Fixed, embedding_program
 from elmo_jax.model import parameter_shapes, zero_state
-from elmo_jax.products import compiled_for
+from elmo_jax.products import Form, compiled_for, form
 from elmo_jax.streams import Batch, Window
-from elmo_jax.word_vectors import NEW_WORDS, REMEMBERED_WORDS, spelling_program
+from elmo_jax.word_vectors import REMEMBERED_WORDS, spelling_program
 
 # The packages of compilers, one in each environment.
 COMPILERS = ("libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
@@ -107,8 +106,8 @@ def embedding(model, precision, devices, rows: int):
 
 def new_words(model, precision, devices, rows: int):
     """The char CNN for some of the new words of an embedding window, among them one of the longest."""
-    n = len(devices)
-    places, characters = array(np.int32, n * NEW_WORDS), array(np.uint16, n, NEW_WORDS, model.max_characters)
+    n, words = len(devices), form_for(devices).new_words
+    places, characters = array(np.int32, n * words), array(np.uint16, n, words, model.max_characters)
     arguments = parameters(model)["words"], table_of_words(model, devices, rows), places, characters
     return spelling_program(model, tuple(devices)).lower(*arguments)
 
@@ -128,18 +127,16 @@ def lower(asked, config, devices):
     return program(config.model, config.train.precision, devices, config.train.batch_size)
 
 
-def words_of_chunk(config, platform: str) -> int:
-    """Words that the char CNN of a training step takes at a time."""
-    words = 2 * config.train.batch_size * config.train.window
-    with compiled_for(platform):
-        return jax.eval_shape(_chunks, array(np.uint16, words, config.model.max_characters)).shape[1]
+def form_for(devices) -> Form:
+    with compiled_for(devices[0].platform):
+        return form()
 
 
 def run(asked) -> dict:
-    config, rows = load_config(asked["config"]), asked["rows"] or ROWS[-1]
-    config = replace(config, train=replace(config.train, precision=asked["precision"], batch_size=rows))
     try:
         devices = devices_of(asked["machine"])
+        config, rows = load_config(asked["config"]), asked["rows"] or form_for(devices).rows[-1]
+        config = replace(config, train=replace(config.train, precision=asked["precision"], batch_size=rows))
         lowered = lower(asked, config, devices)
         begin = time.perf_counter()
         compiled = lowered.compile()
@@ -161,8 +158,8 @@ def run(asked) -> dict:
         "code_bytes": memory.generated_code_size_in_bytes,
         "rows": rows,
         "window": config.train.window if asked["program"] == "training step" else WINDOW,
-        "words_of_chunk": words_of_chunk(config, devices[0].platform),
-        "words_of_call": NEW_WORDS,
+        "words_of_chunk": min(form_for(devices).chunk, 2 * rows * config.train.window),
+        "words_of_call": form_for(devices).new_words,
     }
 
 
