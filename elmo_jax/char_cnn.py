@@ -5,6 +5,7 @@ a chunk. Arrays are float32 unless said otherwise. `d_x` is the gradient of the 
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,10 @@ from jax import lax
 
 from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.products import (
+    applied,
     form,
     matmul,
+    operand,
     packed,
     product,
     rounded,
@@ -76,23 +79,24 @@ def highway(x: jax.Array, gate: jax.Array, transformed: jax.Array) -> jax.Array:
 
 
 def highways(
-    parameters: dict, x: jax.Array, model: ModelConfig, precision: Precision
+    parameters: dict, x: jax.Array, model: ModelConfig, precision: Precision, multiply: Callable = product
 ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
     """Features [c, F] → word vectors [c, P], and each highway layer's gate and transformation, for the backward pass.
 
-    Highway layer (Srivastava et al. 2015): g · relu(x Wt + bt) + (1 - g) · x, g = σ(x Wc + bc).
+    Highway layer (Srivastava et al. 2015): g · relu(x Wt + bt) + (1 - g) · x, g = σ(x Wc + bc). `multiply` takes the
+    kernels as they are given.
     """
     layers = []
     for number in range(model.highway_layers):
         transform_kernel, transform_bias, carry_kernel, carry_bias = (
             parameters[f"{name}_{number}"] for name in HIGHWAY
         )
-        gate = jax.nn.sigmoid(product(x, carry_kernel, precision) + carry_bias[None])
-        transformed = jax.nn.relu(product(x, transform_kernel, precision) + transform_bias[None])
+        gate = jax.nn.sigmoid(multiply(x, carry_kernel, precision) + carry_bias[None])
+        transformed = jax.nn.relu(multiply(x, transform_kernel, precision) + transform_bias[None])
         layers.append((gate, transformed))
         x = highway(x, gate, transformed)
     if "projection_kernel" in parameters:
-        x = product(x, parameters["projection_kernel"], precision) + parameters["projection_bias"][None]
+        x = multiply(x, parameters["projection_kernel"], precision) + parameters["projection_bias"][None]
     return x, layers
 
 
@@ -114,12 +118,12 @@ def character_cnn(
 @jax.named_scope("char_cnn")
 def _character_cnn_forward(parameters, characters, count, model, precision):
     chunks = _chunks(characters)
-    kernels = _highway_kernels(parameters, functools.partial(rounded, precision=precision))
+    kernels = _highway_kernels(parameters, functools.partial(operand, precision=precision))
     convolve, _ = _convolution_form()
 
     def spell(characters):
         features, kept = convolve(parameters, characters, model, precision)
-        vectors, layers = highways(parameters | kernels, features, model, precision)
+        vectors, layers = highways(parameters | kernels, features, model, precision, applied)
         return vectors, (jax.tree.map(lambda array: packed(array, precision), (features, layers)), kept)
 
     def step(number, results):
