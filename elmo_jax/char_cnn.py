@@ -252,7 +252,9 @@ def _merged_convolutions(parameters, characters, model, precision):
     """All filters as one product, as if all were as wide as the widest; keeps where each had its maximum [c, F]."""
     patches = _patches(parameters, characters, model, precision)
     scores = product(patches, _merged_kernel(parameters, model, precision), precision)  # [C, c, F]
-    scores = scores + _beyond_the_end(len(scores), model)[:, None]
+    last = np.concatenate([np.full(filters, len(scores) - width) for width, filters in model.filters])
+    within = jnp.arange(len(scores))[:, None, None] <= last  # narrower filters read on to the last column
+    scores = jnp.where(within, scores, -jnp.inf)
     bias = jnp.concatenate([parameters[f"bias_{number}"] for number in range(len(model.filters))])
     activation = {"relu": jax.nn.relu, "tanh": jnp.tanh}[model.activation]
     return activation(scores.max(0) + bias[None]), scores.argmax(0)
@@ -298,9 +300,3 @@ def _merged_kernel(parameters, model, precision):
         kernel = parameters[f"kernel_{number}"].reshape(-1, filters)
         kernels.append(jnp.pad(kernel, ((0, rows - len(kernel)), (0, 0))))
     return rounded(jnp.concatenate(kernels, 1), precision)
-
-
-def _beyond_the_end(columns: int, model: ModelConfig):
-    """[C, F]: minus infinity where a filter would read behind the last column, else 0."""
-    last = np.concatenate([np.full(filters, columns - width) for width, filters in model.filters])
-    return np.where(np.arange(columns)[:, None] > last, np.float32(-np.inf), np.float32(0))
