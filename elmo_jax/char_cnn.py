@@ -253,7 +253,7 @@ def _merged_convolutions(parameters, characters, model, precision):
     patches = _patches(parameters, characters, model, precision)
     scores = product(patches, _merged_kernel(parameters, model, precision), precision)  # [C, c, F]
     last = np.concatenate([np.full(filters, len(scores) - width) for width, filters in model.filters])
-    within = jnp.arange(len(scores))[:, None, None] <= last  # narrower filters read on to the last column
+    within = jnp.arange(len(scores))[:, None, None] <= last[None, None]  # narrower filters read on to the last column
     scores = jnp.where(within, scores, -jnp.inf)
     bias = jnp.concatenate([parameters[f"bias_{number}"] for number in range(len(model.filters))])
     activation = {"relu": jax.nn.relu, "tanh": jnp.tanh}[model.activation]
@@ -263,7 +263,7 @@ def _merged_convolutions(parameters, characters, model, precision):
 def _merged_convolutions_backward(parameters, characters, model, precision, features, kept, d_features):
     """Of each filter the gradient goes to one position alone: what is multiplied is made as the product reads it."""
     columns, width, dim = characters.shape[1], model.widest_filter, model.character_dim
-    slope = {"relu": features > 0, "tanh": 1 - features * features}[model.activation]
+    slope = {"relu": (features > 0).astype(jnp.float32), "tanh": 1 - features * features}[model.activation]
     d_biased = d_features * slope
     d_scores = jnp.where(jnp.arange(columns)[:, None, None] == kept[None], d_biased[None], 0.0)  # [C, c, F]
     d_kernel = weight_gradient(_patches(parameters, characters, model, precision), d_scores, precision)
@@ -282,7 +282,7 @@ def _merged_convolutions_backward(parameters, characters, model, precision, feat
 
 def _one_hot(characters):
     """[c, C] → [C, c, number of characters]."""
-    return (characters.T[..., None] == jnp.arange(CHARACTERS)).astype(jnp.float32)
+    return (characters.T[..., None].astype(jnp.int32) == jnp.arange(CHARACTERS)[None, None]).astype(jnp.float32)
 
 
 def _patches(parameters, characters, model, precision):

@@ -13,7 +13,7 @@ from elmo_jax.config import load_config, to_options
 from elmo_jax.lstm import LSTMState, lstm, plain_lstm
 from elmo_jax.model import scalar_mix, zero_state
 from elmo_jax.modules import BiLM, ScalarMix, init_bilm
-from elmo_jax.products import FORMS, matmul, packed, rounded, unpacked
+from elmo_jax.products import FORMS, compiled_for, matmul, packed, rounded, unpacked
 
 
 def window(model=SMALL, rows=2, window=5, words=13, seed=0):
@@ -72,7 +72,8 @@ UNCLIPPED = {"cell_clip": None, "projection_clip": None}
         (UNCLIPPED, "bfloat16", 0.05),  # clipping turns rounding into steps
     ],
 )
-def test_lstm_is_its_definition(changes, precision, limit):
+@pytest.mark.parametrize("platform", FORMS)
+def test_lstm_is_its_definition(changes, precision, limit, platform):
     """Values, and gradients of parameters, inputs, state and the state at resets; bfloat16 as near as its rounding."""
     model = dataclasses.replace(SMALL, **changes)
     generator = np.random.default_rng(0)
@@ -92,7 +93,9 @@ def test_lstm_is_its_definition(changes, precision, limit):
             pairs = zip(jax.tree.leaves(results), jax.tree.leaves(weights), strict=True)
             return sum(jnp.vdot(one, other) for one, other in pairs), results
 
-        gradients, results = jax.jit(jax.grad(weighted, (0, 1, 2, 3), has_aux=True))(parameters, inputs, state, start)
+        with compiled_for(platform):
+            differentiate = jax.jit(jax.grad(weighted, (0, 1, 2, 3), has_aux=True))
+            gradients, results = differentiate(parameters, inputs, state, start)
         return results, gradients
 
     exact = values_and_gradients(lambda p, x, state, start: plain_lstm(p, x, state, model, reset, start))
@@ -143,16 +146,13 @@ def test_packed_numbers_are_rounded_as_by_astype():
     assert packed(x, "float32") is x
 
 
-def test_chunks_of_words_do_not_matter():
+@pytest.mark.parametrize("platform", FORMS)
+def test_chunks_of_words_do_not_matter(platform):
     """Of two and a half chunks one and a few words are used: vectors and gradients as of one product over all."""
+    chunk, generator = FORMS["cpu"].chunk, np.random.default_rng(0)
     cnn = {name: jnp.asarray(leaf) for name, leaf in window()[0]["params"]["words"].items()}
-    characters = (
-        np.random.default_rng(0).integers(0, 261, (5 * FORMS["cpu"].chunk // 2, SMALL.max_characters)).astype(np.uint16)
-    )
-    count, weights = (
-        np.int32(FORMS["cpu"].chunk + 9),
-        np.random.default_rng(1).normal(size=(FORMS["cpu"].chunk + 9, 7)).astype(np.float32),
-    )
+    characters = generator.integers(0, 261, (5 * chunk // 2, SMALL.max_characters)).astype(np.uint16)
+    count, weights = np.int32(chunk + 9), generator.normal(size=(chunk + 9, 7)).astype(np.float32)
 
     def in_chunks(cnn):
         vectors = character_cnn(cnn, characters, count, SMALL, "float32")[:count]
@@ -162,7 +162,9 @@ def test_chunks_of_words_do_not_matter():
         vectors = spelled_vectors(cnn, characters[:count], SMALL, "float32")
         return (weights * vectors).sum(), vectors
 
-    found, expected = (jax.jit(jax.grad(f, has_aux=True))(cnn) for f in (in_chunks, at_once))
+    with compiled_for(platform):
+        found = jax.jit(jax.grad(in_chunks, has_aux=True))(cnn)
+    expected = jax.jit(jax.grad(at_once, has_aux=True))(cnn)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert relative_error(one, other) < TOLERANCE
 

@@ -1,0 +1,105 @@
+"""The forms of programs for TPUs and GPUs, compiled for CPU: they compute what the CPU's form computes."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from conftest import SENTENCES, SMALL, TOLERANCE, relative_error, write_random_model
+from test_training import ROWS, VOCABULARY, WINDOW, config, corpus, initial_parameters
+
+import elmo_jax
+from elmo_jax import compilation, engine, parallel, training, word_vectors
+from elmo_jax.losses import softmax_axes
+from elmo_jax.model import zero_state
+from elmo_jax.products import FORMS, compiled_for, form, platform
+from elmo_jax.streams import LanguageModelStream, word_table
+
+OTHERS = [name for name in FORMS if name != "cpu"]
+
+
+def take_form(monkeypatch, name):
+    """What is traced for this machine's devices takes the form for those of another."""
+    monkeypatch.setattr(parallel, "compiled_for", lambda _: compiled_for(name))
+
+
+def losses_and_gradients(config, devices):
+    """Of a window: losses, gradients and the LSTM state that it leaves, and the program's text."""
+    text = corpus()
+    encode = word_table(text, config.model).__getitem__
+    batch = next(LanguageModelStream(text, ROWS, WINDOW, encode, devices=devices))
+    parameters = jax.tree.map(np.asarray, initial_parameters(config.model))
+    negatives = training.draw_negatives(config, len(VOCABULARY), 1) if config.train.softmax == "sampled" else None
+    lstm_state = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, leaf.shape[-1]), zero_state(config.model, ROWS))
+    row_ids = np.arange(ROWS, dtype=np.int32).reshape(devices, -1)
+
+    def gradients(parameters, lstm_state, batch, row_ids):
+        touched = training.touched_words(batch, negatives, len(VOCABULARY))
+        inputs = training.LossInputs(np.int32(0), lstm_state, batch, row_ids, touched)
+        found, losses, state = training.loss_gradients(config, touched.select(parameters), inputs)
+        return found["bilm"], found["softmax"], losses, state
+
+    program = parallel.parallel(gradients, (softmax_axes(False), 0, 0, 0), (None, None, None, 0))
+    arguments = parameters, lstm_state, batch, row_ids
+    return jax.tree.map(np.asarray, program(*arguments)), program.lower(*arguments).as_text()
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        ({"dropout": 0.3}, {"highway_layers": 2}),
+        ({"softmax": "full"}, {"activation": "tanh", "cell_clip": 0.3, "projection_clip": 0.2}),
+        ({}, {"cell_dim": 7, "skip_connections": False}),
+    ],
+    ids=["sampled, dropout", "full, tanh, clipped", "not projected"],
+)
+def test_forms_agree_in_training(monkeypatch, name, options, changes):
+    """Values and gradients of the loss: in float32 to 1e-5, in bfloat16 as near to float32 as the CPU's form is."""
+    devices = 2 if options.get("softmax") != "full" else 1
+    chosen = config(**options)
+    chosen = dataclasses.replace(chosen, model=dataclasses.replace(SMALL, **changes))
+    rounded = dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, precision="bfloat16"))
+    (exact, text), (near, near_text) = losses_and_gradients(chosen, devices), losses_and_gradients(rounded, devices)
+    take_form(monkeypatch, name)
+    (found, other_text), (other_near, bits_text) = (losses_and_gradients(one, devices) for one in (chosen, rounded))
+    assert text != other_text
+    assert "ui16" in near_text.replace("xui16>", "", 1)  # the CPU keeps bfloat16 as its bits, beside the characters
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
+        assert relative_error(one, other) < TOLERANCE
+    errors = [
+        np.array([relative_error(one, other) for one, other in zip(*map(jax.tree.leaves, pair), strict=True)])
+        for pair in ((other_near, exact), (near, exact))
+    ]
+    assert (errors[0] < np.maximum(2 * errors[1], 0.01)).all(), errors
+    assert bits_text != near_text
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("options", [{}, {"state": "carry", "batch_size": 3}], ids=["warm", "carry"])
+def test_forms_agree_in_embedding(tmp_path, monkeypatch, name, precision, options):
+    folder = write_random_model(tmp_path / "model", SMALL)
+    embed = lambda: np.concatenate(elmo_jax.load(folder).embed(SENTENCES, precision=precision, **options))
+    expected = embed()
+    take_form(monkeypatch, name)
+    monkeypatch.setattr(compilation, "_compiled", set())
+    caches = engine.embedding_program, word_vectors.spelling_program
+    for cached in caches:
+        cached.cache_clear()
+    try:
+        with compiled_for(name):
+            assert relative_error(embed(), expected) < {"float32": TOLERANCE, "bfloat16": 0.01}[precision]
+    finally:
+        for cached in caches:
+            cached.cache_clear()
+
+
+def test_programs_take_the_form_for_their_devices():
+    assert (platform(), form()) == ("cpu", FORMS["cpu"])
+    for device, name in (("cuda", "gpu"), ("rocm", "gpu"), ("tpu", "tpu")):
+        with compiled_for(device):
+            assert (platform(), form()) == (name, FORMS[name])
+            with compiled_for("cpu"):
+                assert platform() == "cpu"
+            assert platform() == name
