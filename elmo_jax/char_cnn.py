@@ -139,7 +139,7 @@ def _character_cnn_forward(parameters, characters, count, model, precision):
 
 def _chunks(characters: jax.Array) -> jax.Array:
     """Character ids [U, C] as chunks [k, c, C]."""
-    size = min(len(characters), form().chunk)
+    size = min(len(characters), form().chunk or len(characters))
     padding = (0, -len(characters) % size), (0, 0)
     return jnp.pad(characters, padding, constant_values=PADDING).reshape(-1, size, characters.shape[1])
 

@@ -15,7 +15,7 @@ from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.errors import InputError
 from elmo_jax.model import Reading, State, read_window, start_state, zero_state
 from elmo_jax.parallel import check_process, device_count, parallel, replicate, shard
-from elmo_jax.products import form
+from elmo_jax.products import form, platform
 from elmo_jax.streams import Segments, SentenceStream, Window, longest_first_at_end, make_window
 from elmo_jax.weights import ModelFolder
 from elmo_jax.word_vectors import SpelledVectors, VocabularyVectors
@@ -88,7 +88,8 @@ def embedding_program(model: ModelConfig, precision: Precision, devices: tuple[j
 
 def lstm_parameters(parameters: dict[str, Any], precision: Precision) -> dict[str, Any]:
     """The LSTMs' parameters on the devices, those that enter products already rounded."""
-    rounded = lambda arrays: {name: a if name == "bias" else a.astype(precision) for name, a in arrays.items()}
+    dtype = "bfloat16" if precision == "bfloat16" else "float32"
+    rounded = lambda arrays: {name: a if name == "bias" else a.astype(dtype) for name, a in arrays.items()}
     return replicate({name: rounded(arrays) for name, arrays in parameters.items() if name != "words"})
 
 
@@ -148,7 +149,7 @@ class Engine:
     def _prepare(self, request: Request, rows: int):
         """The program of a call with so many rows on each device, and what all its windows are read with."""
         precision = request.precision
-        if rows == 1 and jax.default_backend() == "cpu":
+        if rows == 1 and platform() == "cpu":
             precision = "float32"  # XLA:CPU multiplies a single row by bfloat16 weights several times more slowly
         mode = "zero" if request.state == "carry" else request.state
         layer_weights = None if request.layer_norm else request.layer_weights

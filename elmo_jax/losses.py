@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from elmo_jax.config import Precision
-from elmo_jax.products import affine, product, transposed
+from elmo_jax.products import affine, product, rounded, transposed
 
 # Logits that the full softmax holds at a time, of all tokens for a block of the vocabulary.
 BLOCK = 2**24
@@ -83,8 +83,9 @@ def _full_forward(hidden, weight, bias, targets, precision, axis):
     places = targets - first
     here = (places >= 0) & (places < len(weight))
     places = jnp.where(here, places, 0)
-    rounded = everyones.astype(precision).astype(jnp.float32), weight[places].astype(precision).astype(jnp.float32)
-    target_logits = jnp.where(here, (rounded[0] * rounded[1]).sum(-1) + bias[places], 0.0)
+    as_multiplied = lambda array: rounded(array, precision).astype(jnp.float32)
+    scores = (as_multiplied(everyones) * as_multiplied(weight[places])).sum(-1)
+    target_logits = jnp.where(here, scores + bias[places], 0.0)
     if axis is not None:
         largest = lax.pmax(normaliser, axis)
         normaliser = largest + jnp.log(lax.psum(jnp.exp(normaliser - largest), axis))

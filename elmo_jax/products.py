@@ -38,7 +38,8 @@ def platform() -> Platform:
 class Form(NamedTuple):
     """How a platform's programs differ, beside the products below.
 
-    chunk              distinct words that the char CNN takes at a time in training
+    chunk              distinct words that the char CNN takes at a time in training; None: all, of which the host then
+                       leaves out what it can: a loop of unknown length would make a GPU wait for the host
     narrow_chunks      of a chunk only the columns are read that its longest word needs, each width a branch of its own
     merged_directions  both directions are read in one scan
     rows               rows on each device for little to much text: a fixed set of shapes, so of compilations
@@ -46,7 +47,7 @@ class Form(NamedTuple):
     new_words          words that embedding spells at a time on each device
     """
 
-    chunk: int
+    chunk: int | None
     narrow_chunks: bool
     merged_directions: bool
     rows: tuple[int, ...]
@@ -57,7 +58,7 @@ class Form(NamedTuple):
 # Measured by `benchmarks.changes` on CPU. For the others by the compilers' accounts (`benchmarks.compiled`).
 FORMS: dict[Platform, Form] = {
     "cpu": Form(256, True, False, (1, 8, 64, 256), 16, 64),
-    "gpu": Form(2**31, False, True, (8, 64, 256, 1024), 256, 512),
+    "gpu": Form(None, False, True, (8, 64, 256, 1024), 256, 512),
     "tpu": Form(256, False, False, (8, 64, 256), 16, 256),
 }
 
@@ -73,7 +74,7 @@ def packed(x: jax.Array, precision: Precision) -> jax.Array:
     On CPU bfloat16 is kept as its bits, uint16: XLA:CPU converts whole stacked arrays of bfloat16 where a scan reads or
     writes a slice of them.
     """
-    if precision == "float32":
+    if precision != "bfloat16":
         return x
     x = x.astype(jnp.bfloat16)
     return lax.bitcast_convert_type(x, jnp.uint16) if platform() == "cpu" else x
@@ -88,7 +89,9 @@ def unpacked(x: jax.Array) -> jax.Array:
 
 def rounded(x: jax.Array, precision: Precision) -> jax.Array:
     """An operand in the form in which products of `precision` read it: once, where many read it."""
-    return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x.astype(precision)
+    if x.dtype == jnp.uint16:
+        return lax.bitcast_convert_type(x, jnp.bfloat16)
+    return x.astype(jnp.bfloat16 if precision == "bfloat16" else jnp.float32)
 
 
 def product(x: jax.Array, y: jax.Array, precision: Precision) -> jax.Array:
@@ -98,9 +101,9 @@ def product(x: jax.Array, y: jax.Array, precision: Precision) -> jax.Array:
 
 def _product(x, y, axes, precision):
     """The product over these axes of x and of y."""
-    exact = lax.Precision.HIGHEST if precision == "float32" else lax.Precision.DEFAULT
+    passes = {"float32": lax.Precision.HIGHEST, "high": lax.Precision.HIGH, "bfloat16": lax.Precision.DEFAULT}
     x, y = rounded(x, precision), rounded(y, precision)
-    return lax.dot_general(x, y, (axes, ((), ())), precision=exact, preferred_element_type=jnp.float32)
+    return lax.dot_general(x, y, (axes, ((), ())), precision=passes[precision], preferred_element_type=jnp.float32)
 
 
 def transposed(x: jax.Array, precision: Precision) -> jax.Array:

@@ -18,7 +18,8 @@ from elmo_jax.losses import (
     softmax_axes,
 )
 from elmo_jax.model import Reading, State, read_layers, word_vectors
-from elmo_jax.parallel import AXIS, fetch, gather_words, parallel, replicate, shard_words
+from elmo_jax.parallel import AXIS, fetch, gather_words, has_peers, parallel, replicate, shard_words
+from elmo_jax.products import form
 from elmo_jax.streams import Batch
 
 
@@ -263,6 +264,12 @@ def train_step(
     return state, lstm_state, Metrics(losses, norm)
 
 
+def trimmed(batch: Batch) -> Batch:
+    """The batch with room for no more words than there are, rounded up to an eighth of U: so few programs."""
+    eighth = -(-batch.words.shape[1] // 8)
+    return batch._replace(words=batch.words[:, : -(-int(batch.count.max()) // eighth) * eighth])
+
+
 def step_on_devices(config: Config, donate: bool = True, devices: Sequence[jax.Device] | None = None) -> Callable:
     """`train_step` on `devices`, or all: (state, LSTM state, batch, row_ids, negatives) → (state, LSTM state, metrics).
 
@@ -281,6 +288,8 @@ def step_on_devices(config: Config, donate: bool = True, devices: Sequence[jax.D
     program = parallel(leaves, in_axes, out_axes, donate=(0, 1) if donate else (), devices=devices)
 
     def step(state, lstm_state, batch, row_ids, negatives):
+        if form().chunk is None and not has_peers():  # who must all run one program
+            batch = trimmed(batch)
         (number, *trees), lstm_state, metrics = program(state, lstm_state, batch, row_ids, negatives)
         parameters, accumulators = (dict(zip(axes, part, strict=True)) for part in (trees[:2], trees[2:]))
         return TrainState(number, parameters, accumulators), lstm_state, metrics

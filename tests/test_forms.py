@@ -6,14 +6,14 @@ import jax
 import numpy as np
 import pytest
 from conftest import SENTENCES, SMALL, TOLERANCE, relative_error, write_random_model
-from test_training import ROWS, VOCABULARY, WINDOW, config, corpus, initial_parameters
+from test_training import ROWS, VOCABULARY, WINDOW, config, corpus, initial_parameters, train
 
 import elmo_jax
 from elmo_jax import compilation, engine, parallel, training, word_vectors
 from elmo_jax.losses import softmax_axes
 from elmo_jax.model import zero_state
-from elmo_jax.products import FORMS, compiled_for, form, platform
-from elmo_jax.streams import LanguageModelStream, word_table
+from elmo_jax.products import FORMS, compiled_for, form, platform, product
+from elmo_jax.streams import Batch, LanguageModelStream, word_table
 
 OTHERS = [name for name in FORMS if name != "cpu"]
 
@@ -93,6 +93,38 @@ def test_forms_agree_in_embedding(tmp_path, monkeypatch, name, precision, option
     finally:
         for cached in caches:
             cached.cache_clear()
+
+
+@pytest.mark.parametrize("count", [1, 5, 6, 39, 40])
+def test_words_that_are_not_there_are_left_out(count):
+    """U = 40 words, so steps of 5: all that are there stay, in few sizes."""
+    words = np.arange(2 * 40 * 3, dtype=np.uint16).reshape(2, 40, 3)
+    batch = Batch(words, np.array([1, count], np.int32), *(None,) * 5)
+    found = training.trimmed(batch)
+    assert count <= found.words.shape[1] < count + 5
+    assert found.words.shape[1] % 5 == 0
+    assert (found.words == words[:, : found.words.shape[1]]).all()
+
+
+def test_trimmed_steps_are_the_same(monkeypatch):
+    """Three steps in the form for GPUs, whose char CNN takes what words there are at once."""
+    expected, state, _ = train(config(), 2, 3)
+    take_form(monkeypatch, "gpu")
+    with compiled_for("gpu"):
+        found, other_state, _ = train(config(), 2, 3)
+    assert relative_error(found, expected) < TOLERANCE
+    for one, other in zip(jax.tree.leaves(other_state), jax.tree.leaves(state), strict=True):
+        assert relative_error(one, other) < TOLERANCE
+
+
+def test_high_precision():
+    """On CPU that of float32; elsewhere it asks for fewer passes."""
+    x, y = np.random.default_rng(0).normal(size=(2, 5, 5)).astype(np.float32)
+    multiply = lambda precision: jax.jit(lambda x, y: product(x, y, precision))
+    assert (multiply("high")(x, y) == multiply("float32")(x, y)).all()
+    texts = {precision: multiply(precision).lower(x, y).as_text() for precision in ("float32", "high", "bfloat16")}
+    assert [text.count("HIGHEST, HIGHEST") for text in texts.values()] == [1, 0, 0]
+    assert [text.count("[HIGH, HIGH]") for text in texts.values()] == [0, 1, 0]
 
 
 def test_programs_take_the_form_for_their_devices():

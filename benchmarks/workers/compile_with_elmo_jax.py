@@ -158,7 +158,7 @@ def run(asked) -> dict:
         "code_bytes": memory.generated_code_size_in_bytes,
         "rows": rows,
         "window": config.train.window if asked["program"] == "training step" else WINDOW,
-        "words_of_chunk": min(form_for(devices).chunk, 2 * rows * config.train.window),
+        "words_of_chunk": form_for(devices).chunk or 2 * rows * config.train.window,
         "words_of_call": form_for(devices).new_words,
     }
 
