@@ -215,9 +215,10 @@ def _convolution_form():
 @jax.named_scope("char_cnn")
 def quickly_spelled(parameters: dict, characters: jax.Array, model: ModelConfig, precision: Precision) -> jax.Array:
     """`spelled_vectors` in the form for the platform, of words whose columns [c, C] have been cut to their longest."""
-    convolve = convolutions if form().narrow_chunks else _merged_convolutions
-    features = convolve(parameters, characters, model, precision)
-    return highways(parameters, features if form().narrow_chunks else features[0], model, precision)[0]
+    if form().narrow_chunks:
+        return spelled_vectors(parameters, characters, model, precision)
+    features, _ = _merged_convolutions(parameters, characters, model, precision)
+    return highways(parameters, features, model, precision)[0]
 
 
 def _narrow_convolutions(parameters, characters, model, precision):

@@ -109,7 +109,8 @@ def read_layers(
     def read(weights, inputs, before, begin):
         return lstm(weights, inputs, before, model, precision, reset, begin, reading.used)
 
-    activations = [[vectors[getattr(reading, name).T]] for name in DIRECTIONS]  # [T, B, P]
+    of_words = vectors[jnp.stack([reading.forward.T, reading.backward.T])]  # [2, T, B, P]
+    activations = [[of_words[direction]] for direction in range(len(DIRECTIONS))]
     new_state: tuple[list[LSTMState], list[LSTMState]] = [], []
     for layer in range(model.layers):
         inputs = [outputs[-1] for outputs in activations]

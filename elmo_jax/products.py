@@ -17,22 +17,17 @@ from elmo_jax.config import Precision
 
 # What a program may be compiled for: each has its own form below.
 Platform = Literal["cpu", "gpu", "tpu"]
-_platform: contextvars.ContextVar[Platform | None] = contextvars.ContextVar("platform", default=None)
+_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
 @contextlib.contextmanager
 def compiled_for(platform: str) -> Iterator[None]:
     """What is traced inside takes the form for `platform`, as a device calls it; elsewhere that of JAX's default."""
-    token = _platform.set("gpu" if platform in ("cuda", "rocm") else platform)
+    token = _platform.set(platform)
     try:
         yield
     finally:
         _platform.reset(token)
-
-
-def platform() -> Platform:
-    """What the program that is being traced is compiled for."""
-    return _platform.get() or jax.default_backend()
 
 
 class Form(NamedTuple):
@@ -61,6 +56,12 @@ FORMS: dict[Platform, Form] = {
     "gpu": Form(None, False, True, (8, 64, 256, 1024), 256, 512),
     "tpu": Form(256, False, False, (8, 64, 256), 16, 256),
 }
+
+
+def platform() -> Platform:
+    """What the program that is being traced is compiled for; "gpu" of any name that is none of FORMS (cuda, rocm)."""
+    name = _platform.get() or jax.default_backend()
+    return next((known for known in FORMS if known == name), "gpu")
 
 
 def form() -> Form:

@@ -32,6 +32,7 @@ import pytest
 import elmo_jax
 from elmo_jax import parallel, training
 from elmo_jax.config import ModelConfig, to_options
+from elmo_jax.products import compiled_for
 from elmo_jax.weights import weight_shapes, write_arrays
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -121,6 +122,11 @@ def write_project(folder: Path, **train) -> Path:
     files = {"train": str(folder / "train.txt"), "heldout": str(folder / "heldout.txt")}
     (folder / "mine.py").write_text(CONFIG.format(**files, settings=settings))
     return folder
+
+
+def take_form(monkeypatch, name: str) -> None:
+    """What is traced for this machine's devices takes the form for those of another platform."""
+    monkeypatch.setattr(parallel, "compiled_for", lambda _: compiled_for(name))
 
 
 def place_on(devices: int, config, state):

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from conftest import SENTENCES, SMALL, TOLERANCE, relative_error, write_random_model
+from conftest import SENTENCES, SMALL, TOLERANCE, relative_error, take_form, write_random_model
 from test_training import ROWS, VOCABULARY, WINDOW, config, corpus, initial_parameters, train
 
 import elmo_jax
@@ -16,11 +16,6 @@ from elmo_jax.products import FORMS, compiled_for, form, platform, product
 from elmo_jax.streams import Batch, LanguageModelStream, word_table
 
 OTHERS = [name for name in FORMS if name != "cpu"]
-
-
-def take_form(monkeypatch, name):
-    """What is traced for this machine's devices takes the form for those of another."""
-    monkeypatch.setattr(parallel, "compiled_for", lambda _: compiled_for(name))
 
 
 def losses_and_gradients(config, devices):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import SMALL, TOLERANCE, place_on, relative_error, to_host
+from conftest import SMALL, TOLERANCE, place_on, relative_error, take_form, to_host
 
 from benchmarks import operations
 from elmo_jax import training
@@ -16,6 +16,7 @@ from elmo_jax.losses import full_softmax_loss, log_expected_count, sampled_softm
 from elmo_jax.model import zero_state
 from elmo_jax.modules import BiLM, init_bilm, init_softmax
 from elmo_jax.parallel import device_count
+from elmo_jax.products import FORMS
 from elmo_jax.streams import LanguageModelStream, word_table
 from elmo_jax.vocabulary import Vocabulary
 
@@ -138,8 +139,10 @@ def test_dropout_by_row():
 
 
 @pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF], ids=hex)
-def test_a_nan_of_any_bits_does_not_get_lost(bits):
+@pytest.mark.parametrize("platform", FORMS)
+def test_a_nan_of_any_bits_does_not_get_lost(monkeypatch, bits, platform):
     """In any parameter it must reach the loss or the norm, by which a run is stopped; GPUs make NaNs of these bits."""
+    take_form(monkeypatch, platform)
     settings = dataclasses.replace(
         config(precision="bfloat16"), model=dataclasses.replace(SMALL, skip_connections=False)
     )
