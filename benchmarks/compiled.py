@@ -63,6 +63,7 @@ MOVING = {"copy", "copy-start", "slice-start", "broadcast", "iota", "convert", "
 MOVING |= {"transpose", "pad", "concatenate", "dynamic-slice", "dynamic-update-slice"}
 # Kinds for which a TPU's compiler gives no estimate though they take their time. Nor does it for collectives.
 WITHOUT_ESTIMATE = ("gather", "scatter", "sort", "reshape")
+NOT_KNOWN = 2**63 - 1
 
 COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(")
@@ -91,9 +92,9 @@ class Operation(NamedTuple):
 
 
 def estimated_cycles(kind: str, line: str) -> int:
-    """What a TPU's compiler takes an instruction to cost; 0 where it does not say."""
+    """What a TPU's compiler takes an instruction to cost; 0 where it does not say (or says that it does not know)."""
     found = re.search(r'"estimated_cycles":"(\d+)"', line)
-    return int(found[1]) if found else 0
+    return int(found[1]) if found and int(found[1]) != NOT_KNOWN else 0
 
 
 def kernels(kind: str, line: str) -> int:
@@ -226,6 +227,7 @@ def account(text: str, chip: Chip | None, useful: int, unknown_trips: int) -> tu
         for operation in found:
             if not operation.cost:
                 missing.update({kind: operation.times for kind in WITHOUT_ESTIMATE if kind in operation.kinds})
+                missing.update({"product": operation.times} if PRODUCTS & operation.kinds else {})
         cycles = total(found)
         share = useful / 2 / chip.multiply_adds / cycles
         told |= {"cycles": cycles, "seconds": cycles / chip.hertz, "share_of_peak": share}

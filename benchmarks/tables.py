@@ -249,13 +249,16 @@ def compiled(result: dict) -> str:
     window, new = programs[-2:]
     counts = ("cycles", "kernels", "waits_for_the_host", "useful_operations")
     whole = {of: window[of] + new["calls"] * new[of] for of in counts if of in window}
-    heads, rows = ["program", *columns_of(result, window), "arguments", "temporary", "exchanged", "compiling"], []
+    whole["without_estimate"] = window.get("without_estimate", {}) | new.get("without_estimate", {})
+    heads = ["program", *columns_of(result, window), "arguments", "temporary", "code", "exchanged", "compiling"]
+    rows = []
     for row in programs:
         memory = [f"{row[f'{name}_bytes'] / GIB:.2f} GiB" for name in ("argument", "temporary")]
-        memory += [f"{sum(row['exchanged'].values()) / 1e6:,.1f} MB", f"{row['compile_seconds']:.0f} s"]
+        memory += [f"{size / 1e6:,.1f} MB" for size in (row["code_bytes"], sum(row["exchanged"].values()))]
+        memory += [f"{row['compile_seconds']:.0f} s"]
         rows.append([program_name(row), *columns_of(result, row).values(), *memory])
     rows.append(
-        [f"a window with {new['calls']} x {new['words']} new words", *columns_of(result, whole).values(), *[""] * 4]
+        [f"a window with {new['calls']} x {new['words']} new words", *columns_of(result, whole).values(), *[""] * 5]
     )
     note = (
         f"By the compiler's account, not measured: of each device. Config {result['config']}, {result['precision']}, "
@@ -272,7 +275,10 @@ def columns_of(result: dict, row: dict) -> dict[str, str]:
     if chip := result["chip"]:
         seconds, products = row["cycles"] / chip["hertz"], row["cycles"] * chip["multiply_adds"]
         times = {"cycles": f"{row['cycles'] / 1e6:.2f} M", "time": f"{1000 * seconds:.2f} ms"}
-        return times | useful | {"peak share": f"{row['useful_operations'] / 2 / products:.0%}"}
+        share = f"{row['useful_operations'] / 2 / products:.0%}"
+        if row["without_estimate"].get("product"):
+            times, share = {name: f"over {value}" for name, value in times.items()}, "not known"
+        return times | useful | {"peak share": share}
     return {"kernels": f"{row['kernels']:,}", "waits for the host": f"{row['waits_for_the_host']:,}"} | useful
 
 

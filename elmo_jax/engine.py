@@ -13,6 +13,7 @@ import numpy as np
 from elmo_jax import compilation
 from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.errors import InputError
+from elmo_jax.lstm import Weights, prepared
 from elmo_jax.model import Reading, State, read_window, start_state, zero_state
 from elmo_jax.parallel import check_process, device_count, parallel, replicate, shard
 from elmo_jax.products import form, platform
@@ -54,9 +55,9 @@ class Request(NamedTuple):
 
 
 class Fixed(NamedTuple):
-    """What all windows of a call are read with: the LSTMs' parameters, the start state, weights of layers [L + 1]."""
+    """What all windows of a call are read with: the LSTMs' weights, the start state, weights of layers [L + 1]."""
 
-    parameters: dict[str, Any]
+    weights: dict[str, Weights]
     start_state: State
     layer_weights: np.ndarray | None
 
@@ -72,7 +73,7 @@ def embedding_step(
     reading = Reading(window.forward, window.backward, window.reset, window.used)
     before = jax.tree.map(lambda array: array[window.active_rows], lstm_state)
     activations, after = read_window(
-        model, fixed.parameters, vectors, reading, before, fixed.start_state, precision=precision
+        model, fixed.weights, vectors, reading, before, fixed.start_state, precision=precision
     )
     if fixed.layer_weights is not None:
         activations = (activations * fixed.layer_weights[None, :, None, None, None]).sum(1, keepdims=True)
@@ -86,11 +87,9 @@ def embedding_program(model: ModelConfig, precision: Precision, devices: tuple[j
     return parallel(step, (None, None, 0, 0), (0, 0), donate=(2,), devices=devices or jax.local_devices())
 
 
-def lstm_parameters(parameters: dict[str, Any], precision: Precision) -> dict[str, Any]:
-    """The LSTMs' parameters on the devices, those that enter products already rounded."""
-    dtype = "bfloat16" if precision == "bfloat16" else "float32"
-    rounded = lambda arrays: {name: a if name == "bias" else a.astype(dtype) for name, a in arrays.items()}
-    return replicate({name: rounded(arrays) for name, arrays in parameters.items() if name != "words"})
+def lstm_weights(parameters: dict[str, Any], precision: Precision) -> dict[str, Weights]:
+    """The LSTMs' parameters on the devices, prepared for the products."""
+    return replicate({name: prepared(layer, precision) for name, layer in parameters.items() if name != "words"})
 
 
 def placed_start_state(folder: ModelFolder, keep: bool, mode: Literal["warm", "zero"], boundaries: bool) -> State:
@@ -104,7 +103,7 @@ class Engine:
 
     def __init__(self, folder: ModelFolder, keep: bool):
         self.model, self.keep = folder.model, keep
-        self.lstms = functools.cache(functools.partial(lstm_parameters, folder.parameters))
+        self.lstms = functools.cache(functools.partial(lstm_weights, folder.parameters))
         self.start_state = functools.cache(functools.partial(placed_start_state, folder, keep))
         if folder.model.input == "characters":
             self.words = SpelledVectors(folder.model, folder.parameters["words"], keep)

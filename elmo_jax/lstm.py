@@ -126,9 +126,28 @@ class Trace(NamedTuple):
     unprojected: jax.Array | None
 
 
+class Weights(NamedTuple):
+    """A layer's parameters as products read them: the kernel in blocks of columns, the bias in a part for each gate."""
+
+    kernel: tuple[jax.Array, ...]
+    bias: list[jax.Array]
+    projection: jax.Array | None
+
+
+def prepared(parameters: dict, precision: Precision) -> Weights:
+    """A layer's parameters prepared once for many windows: `lstm` takes them in place of the parameters."""
+    return _weights(parameters, functools.partial(operand, precision=precision))
+
+
+def _weights(parameters: dict, prepare) -> Weights:
+    projection = prepare(parameters["projection"]) if "projection" in parameters else None
+    bias = jnp.split(parameters["bias"].astype(jnp.float32), GATES)
+    return Weights(tuple(map(prepare, blocks(parameters["kernel"], GATES))), bias, projection)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def lstm(
-    parameters: dict,
+    parameters: dict | Weights,
     inputs: jax.Array,
     state: LSTMState,
     model: ModelConfig,
@@ -150,7 +169,7 @@ def lstm(
 @jax.named_scope("lstm")
 def _scan(parameters, positions, state, start_state, model, precision, trace):
     """Outputs [T, B, P], with `trace` what the backward pass needs, and the state."""
-    weights = _weights(parameters, functools.partial(operand, precision=precision))
+    weights = parameters if isinstance(parameters, Weights) else prepared(parameters, precision)
 
     def step(state, position):
         state = restarted(state, position.reset, start_state)
@@ -168,21 +187,6 @@ def _scan(parameters, positions, state, start_state, model, precision, trace):
 
     state, (outputs, traced) = scan(step if positions.used is None else step_if_used, state, positions)
     return outputs, traced, state
-
-
-class Weights(NamedTuple):
-    """A layer's parameters as products read them: the kernel in blocks of columns, the bias in a part for each gate."""
-
-    kernel: tuple[jax.Array, ...]
-    bias: list[jax.Array]
-    projection: jax.Array | None
-
-
-def _weights(parameters: dict, prepare) -> Weights:
-    """What enters products prepared for that, before the scan."""
-    projection = prepare(parameters["projection"]) if "projection" in parameters else None
-    bias = jnp.split(parameters["bias"].astype(jnp.float32), GATES)
-    return Weights(tuple(map(prepare, blocks(parameters["kernel"], GATES))), bias, projection)
 
 
 def _cell(weights, model, precision, state, x, hidden):

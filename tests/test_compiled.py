@@ -43,6 +43,19 @@ def test_cycles_of_a_tpu():
     assert told["exchanged"] == {"all-gather": 8 * 2 * 2560 * 4, "all-reduce": 4 * (1024 * 16384 + 16384)}
 
 
+def test_products_without_an_estimate():
+    """A compiler that does not know says 2^63 - 1: the cycles are a lower bound, and no share of the peak is given."""
+    told, _ = compiled.account(
+        TPU.replace('"estimated_cycles":"41000"', f'"estimated_cycles":"{2**63 - 1}"'), V5E, 1, unknown_trips=5
+    )
+    assert told["cycles"] == 3_083_540 - 20 * 41_000
+    assert told["without_estimate"]["product"] == 20
+    row = told | {"useful_operations": 1}
+    columns = tables.columns_of({"chip": V5E._asdict()}, row)
+    assert columns["cycles"] == "over 2.26 M"
+    assert columns["peak share"] == "not known"
+
+
 def test_loops_whose_end_depends_on_data():
     told = [compiled.account(TPU, V5E, useful=1, unknown_trips=trips)[0]["cycles"] for trips in (5, 7)]
     assert told[1] - told[0] == 2 * (700 + 800 + 5_000)
@@ -91,7 +104,7 @@ def test_work_of_programs():
 def test_tables():
     first, note, second, unit = tables.compiled(result_of(TPU, V5E)).split("\n\n")
     assert "| training step, 3 x 7, 11 words | 3.06 M | 2.04 ms |" in first  # one chunk
-    assert "| 1.00 GiB | 0.50 GiB | 67.3 MB | 11 s |" in first
+    assert "| 1.00 GiB | 0.50 GiB | 0.0 MB | 67.3 MB | 11 s |" in first
     assert f"| a window with 3 x 2 new words | {3.05104 + 3 * 3.05754:.2f} M |" in first  # embedding spells none
     assert "| lstm, products | 0.82 |  | 0.82 | 0.82 | 0.82 |" in second
     assert "| in all | 1.28 | 0.71 | 3.06 | 3.05 | 3.06 |" in second
