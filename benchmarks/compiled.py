@@ -37,18 +37,22 @@ DISTINCT_WORDS, WORD_LENGTH, NEW_WORDS = 0.25, 10, 0.2
 
 
 class Chip(NamedTuple):
-    """One device as JAX counts them: products of bfloat16 numbers that are added up in a cycle, cycles in a second."""
+    """One device as JAX counts them: products of bfloat16 numbers that are added up in a cycle, cycles in a second.
+
+    `axes` are those of a slice of many.
+    """
 
     multiply_adds: int
     hertz: float
+    axes: int
 
 
 # By the makers' figures 275, 197, 459 and 918 TFLOP/s a chip; a v4 chip has two devices.
 CHIPS = {
-    "v4": Chip(4 * 128**2, 1.05e9),
-    "v5e": Chip(4 * 128**2, 1.5e9),
-    "v5p": Chip(8 * 128**2, 1.75e9),
-    "v6e": Chip(4 * 256**2, 1.75e9),
+    "v4": Chip(4 * 128**2, 1.05e9, 3),
+    "v5e": Chip(4 * 128**2, 1.5e9, 2),
+    "v5p": Chip(8 * 128**2, 1.75e9, 3),
+    "v6e": Chip(4 * 256**2, 1.75e9, 2),
 }
 
 # The code's `jax.named_scope`s: an operation belongs to the first of these that its name has.
@@ -270,11 +274,16 @@ def ask(platform: str, **asked) -> tuple[dict, str]:
         return told, text.read_text(encoding="utf-8")
 
 
+def distinct_words(positions: int, words: int | None) -> int:
+    """Those of a training step of one device: `words`, or as many as are expected."""
+    return words or ceil(DISTINCT_WORDS * 2 * positions)
+
+
 def work_of(name: str, config: Config, told: dict, words: int | None, new_words: float) -> dict[str, int]:
     """What a program has to do: distinct words that it spells, useful operations, and how often it is called."""
     model, train, positions = config.model, config.train, told["rows"] * told["window"]
     if name == "training step":
-        distinct = words or ceil(DISTINCT_WORDS * 2 * positions)
+        distinct = distinct_words(positions, words)
         useful = operations.of_training_step(model, positions, [(WORD_LENGTH, distinct)], train.negatives)
         return {"words": distinct, "useful_operations": useful, "calls": 1}
     if name == "embedding":
@@ -298,7 +307,7 @@ def benchmark(
     topology: tuple[str, ...] = (),
     gpu: Literal["h200"] | None = None,
     config: str = "original",
-    rows: tuple[int, ...] = (128,),
+    rows: tuple[int, ...] = (128, 512),
     vocabulary_size: int = 793_471,
     precision: Precision = "bfloat16",
     words: int | None = None,
@@ -313,7 +322,7 @@ def benchmark(
     memory. Nothing is run. `make compilers` installs the compilers.
 
     Args:
-        topology: TPUs, as v5e:2x4: v4:2x2x1, v5e:2x2 to v5e:16x16, v5p:2x2x1, v6e:2x4, ...
+        topology: TPUs, as v5e:2x4: v5e and v6e from 2x2 to 16x16, v4 and v5p from 2x2x1.
         gpu: A GPU.
         config: Size of the model, a named config or a path.
         rows: Rows of sentences on each device; a training step is compiled for each number.
@@ -324,14 +333,20 @@ def benchmark(
         embedding_rows: Rows of an embedding window; by default the most that the engine takes.
         new_words: Share of an embedding window's words that have no vector yet.
         top: Print so many of the dearest operations of each program, too.
-        output: Folder of the JSON files, compiled-NAME.json.
+        output: Folder of the JSON files, compiled-CONFIG-PRECISION-NAME.json.
     """
     machines = [*topology, *([gpu] if gpu else [])]
     if not machines:
         raise InputError("give --topology, as v5e:2x4, or --gpu h200")
     for name in topology:
-        if not re.fullmatch(rf"({'|'.join(CHIPS)}):\d+(x\d+)+", name):
-            raise InputError(f"--topology is {name}; give one of {', '.join(CHIPS)} and its shape, as v5e:2x4")
+        kind, _, shape = name.partition(":")
+        sizes = [int(size) for size in shape.split("x")] if re.fullmatch(r"\d+(x\d+)*", shape) else []
+        axes = CHIPS[kind].axes if kind in CHIPS else 0
+        if len(sizes) != axes or min(sizes[:2]) < 2 or max(sizes) > 16 or any(size % 2 for size in sizes[:2]):
+            raise InputError(
+                f"--topology is {name}; give the chips of whole hosts, even numbers up to 16 along two axes (v5e:2x4, "
+                "v6e:2x4) or three, of which the third may be 1 (v4:2x2x1, v5p:2x2x1)"
+            )
     chosen = load_config(config, ROOT / "configs")
     if chosen.model.input != "characters" or chosen.train.softmax != "sampled":
         raise InputError(f"config {config} has no char CNN or no sampled softmax; only steps with both are described")
@@ -344,6 +359,7 @@ def benchmark(
         chip, programs = CHIPS.get(machine.split(":")[0]), []
         for program, number in tqdm(cases, f"compiling for {machine}"):
             asked = {"program": program, "rows": number, "vocabulary_size": vocabulary_size, "precision": precision}
+            asked["words"] = distinct_words((number or 1) * chosen.train.window, words)
             told, text = ask(platform, machine=machine, config=config, **asked)
             work = work_of(program, chosen, told, words, new_words)
             programs.append(describe(program, told, text, work, chip, top))
@@ -361,7 +377,7 @@ def benchmark(
             "programs": programs,
         }
         name = f"{machine.split(':')[0]}-{told['devices']}" if chip else machine
-        save(output / f"compiled-{name}.json", result)
+        save(output / f"compiled-{Path(config).stem}-{precision}-{name}.json", result)
         print(tables.compiled(result))
 
 

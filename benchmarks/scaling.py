@@ -162,7 +162,7 @@ def benchmark(
         vocabulary_size: Words of the softmax.
         devices: Numbers of devices, from 1 up.
         share: Share of the peak that a GPU's products are taken to reach; a TPU's step reaches what its compiler says
-            (results/compiled-v5e-8.json).
+            (results/compiled-original-bfloat16-v5e-8.json).
         tpu_price: Dollars a TPU v5e chip costs in an hour; put in yours.
         gpu_price: Dollars an H200 costs in an hour; put in yours.
         output: JSON file to write.
@@ -187,8 +187,8 @@ def benchmark(
         leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: init_bilm(jax.random.key(0), chosen.model)))
     )
     targets = [
-        Target("TPU v5e-8", 8, 197e12, 819e9, 100e9, tpu_price, "compiled-v5e-8.json"),
-        Target("TPU v5e-256", 256, 197e12, 819e9, 100e9, tpu_price, "compiled-v5e-8.json"),
+        Target("TPU v5e-8", 8, 197e12, 819e9, 100e9, tpu_price, "compiled-original-bfloat16-v5e-8.json"),
+        Target("TPU v5e-256", 256, 197e12, 819e9, 100e9, tpu_price, "compiled-original-bfloat16-v5e-8.json"),
         Target("8 x H200", 8, 989e12, 4.8e12, 450e9, gpu_price),
     ]
     predictions = [

@@ -254,7 +254,8 @@ def compiled(result: dict) -> str:
     rows = []
     for row in programs:
         memory = [f"{row[f'{name}_bytes'] / GIB:.2f} GiB" for name in ("argument", "temporary")]
-        memory += [f"{size / 1e6:,.1f} MB" for size in (row["code_bytes"], sum(row["exchanged"].values()))]
+        sizes = row["code_bytes"], sum(row["exchanged"].values())
+        memory += [f"{size / 1e6:,.1f} MB" if size else "" for size in sizes]
         memory += [f"{row['compile_seconds']:.0f} s"]
         rows.append([program_name(row), *columns_of(result, row).values(), *memory])
     rows.append(
@@ -274,7 +275,7 @@ def columns_of(result: dict, row: dict) -> dict[str, str]:
     useful = {"useful operations": f"{row['useful_operations'] / 1e12:.3f} T"}
     if chip := result["chip"]:
         seconds, products = row["cycles"] / chip["hertz"], row["cycles"] * chip["multiply_adds"]
-        times = {"cycles": f"{row['cycles'] / 1e6:.2f} M", "time": f"{1000 * seconds:.2f} ms"}
+        times = {"cycles": f"{row['cycles'] / 1e6:.2f} M", "time without exchange": f"{1000 * seconds:.2f} ms"}
         share = f"{row['useful_operations'] / 2 / products:.0%}"
         if row["without_estimate"].get("product"):
             times, share = {name: f"over {value}" for name, value in times.items()}, "not known"

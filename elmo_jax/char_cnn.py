@@ -250,23 +250,29 @@ def _at_width(function, characters: jax.Array, model: ModelConfig, *arguments):
 
 
 def _merged_convolutions(parameters, characters, model, precision):
-    """All filters as one product, as if all were as wide as the widest; keeps where each had its maximum [c, F]."""
+    """All filters as one product, as if all were as wide as the widest.
+
+    Keeps where each had its maximum [c, F], and tanh's slope there [c, F], which near 1 rounded features do not tell.
+    """
     patches = _patches(parameters, characters, model, precision)
     scores = product(patches, _merged_kernel(parameters, model, precision), precision)  # [C, c, F]
     last = np.concatenate([np.full(filters, len(scores) - width) for width, filters in model.filters])
     within = jnp.arange(len(scores))[:, None, None] <= last[None, None]  # narrower filters read on to the last column
     scores = jnp.where(within, scores, -jnp.inf)
     bias = jnp.concatenate([parameters[f"bias_{number}"] for number in range(len(model.filters))])
-    activation = {"relu": jax.nn.relu, "tanh": jnp.tanh}[model.activation]
-    return activation(scores.max(0) + bias[None]), scores.argmax(0)
+    largest = scores.max(0) + bias[None]
+    if model.activation == "relu":
+        return jax.nn.relu(largest), (scores.argmax(0), None)
+    features = jnp.tanh(largest)
+    return features, (scores.argmax(0), packed(1 - features * features, precision))
 
 
 def _merged_convolutions_backward(parameters, characters, model, precision, features, kept, d_features):
     """Of each filter the gradient goes to one position alone: what is multiplied is made as the product reads it."""
     columns, width, dim = characters.shape[1], model.widest_filter, model.character_dim
-    slope = {"relu": (features > 0).astype(jnp.float32), "tanh": 1 - features * features}[model.activation]
-    d_biased = d_features * slope
-    d_scores = jnp.where(jnp.arange(columns)[:, None, None] == kept[None], d_biased[None], 0.0)  # [C, c, F]
+    chosen, slope = kept
+    d_biased = jnp.where(features > 0, d_features, 0.0) if slope is None else d_features * unpacked(slope)
+    d_scores = jnp.where(jnp.arange(columns)[:, None, None] == chosen[None], d_biased[None], 0.0)  # [C, c, F]
     d_kernel = weight_gradient(_patches(parameters, characters, model, precision), d_scores, precision)
     d_patches = product(d_scores, transposed(_merged_kernel(parameters, model, precision), precision), precision)
     pieces = jnp.split(d_patches, width, -1)

@@ -99,8 +99,8 @@ class TrainConfig:
     negatives: int = 8192
     """Unique log-uniform negatives of each direction in a step (sampled softmax)."""
     precision: Precision = "float32"
-    """Inputs of the matrix products, which are summed in float32; parameters stay float32. "high" is nearly float32:
-    three bfloat16 products instead of six on TPU, TensorFloat-32 on GPU, the same as float32 on CPU."""
+    """Inputs of the matrix products, which are summed in float32; parameters stay float32. "high" lies between: three
+    bfloat16 products instead of six on TPU, TensorFloat-32 on GPU, the same as float32 on CPU."""
     seed: int = 0
     """Decides initial parameters, order of sentences, negatives and dropout."""
     checkpoint_every: int = 1250

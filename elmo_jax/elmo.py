@@ -144,7 +144,7 @@ class Elmo:
         layers      "average" of all layers, "top", "all", or "mix": the scalar mix given as `mix`
         state       the LSTM state at the beginning of a sentence: "warm" (a fixed state of the model), "zero", or
                     "carry" (what the row's sentence before left: bilm-tf's stateful behaviour, zero at first)
-        precision   of the LSTMs' products: "float32", "high" (nearly that, faster on TPU and GPU) or "bfloat16", all
+        precision   of the LSTMs' products: "float32", "high" (between them, faster on TPU and GPU) or "bfloat16", all
                     summed in float32. Word vectors are float32.
                     On CPU a single row, so one sentence alone, is always read in float32, which is faster there: with
                     "bfloat16" its vectors differ, by the rounding, from those it has among others

@@ -17,6 +17,7 @@ from elmo_jax.products import (
     bias_gradient,
     blocks,
     columns,
+    form,
     joined_blocks,
     kept_parts,
     operand,
@@ -158,8 +159,9 @@ def lstm(
 ) -> tuple[jax.Array, LSTMState]:
     """`plain_lstm` with products of `precision`.
 
-    Positions that are not `used` [T] cost nothing: their output is zero, the state stays (not for training). One
-    joined product in the scan: on CPU faster than x W hoisted out of it, which writes and reads back a large buffer.
+    Positions that are not `used` [T] cost nothing but on GPU: their output is zero, the state stays. Neither that nor
+    `Weights` are for training. x and h are multiplied together in the scan: x W hoisted out of it would be written and
+    read back.
     """
     positions = Positions(packed(inputs, precision), reset, used)
     outputs, _, state = _scan(parameters, positions, state, start_state, model, precision, trace=False)
@@ -183,7 +185,10 @@ def _scan(parameters, positions, state, start_state, model, precision, trace):
 
     def step_if_used(state, position):
         skip = lambda state, position: (state, (jnp.zeros_like(state.hidden), None))
-        return lax.cond(position.used, step, skip, state, position)
+        if form().skips_positions:
+            return lax.cond(position.used, step, skip, state, position)
+        choose = functools.partial(jnp.where, position.used)
+        return jax.tree.map(choose, step(state, position), skip(state, position))
 
     state, (outputs, traced) = scan(step if positions.used is None else step_if_used, state, positions)
     return outputs, traced, state
@@ -203,8 +208,8 @@ def _cell(weights, model, precision, state, x, hidden):
 
 
 def _lstm_forward(parameters, inputs, state, model, precision, reset, start_state, used):
-    if used is not None:
-        raise NotImplementedError("positions can be left out at inference only")
+    if used is not None or isinstance(parameters, Weights):
+        raise NotImplementedError("positions left out and prepared weights are for inference only")
     positions = Positions(packed(inputs, precision), reset, None)
     outputs, traced, state = _scan(parameters, positions, state, start_state, model, precision, trace=True)
     return (outputs, state), (parameters, positions, outputs, traced, start_state)

@@ -109,7 +109,7 @@ def read_layers(
     def read(weights, inputs, before, begin):
         return lstm(weights, inputs, before, model, precision, reset, begin, reading.used)
 
-    of_words = vectors[jnp.stack([reading.forward.T, reading.backward.T])]  # [2, T, B, P]
+    of_words = jnp.asarray(vectors)[jnp.stack([reading.forward.T, reading.backward.T])]  # [2, T, B, P]
     activations = [[of_words[direction]] for direction in range(len(DIRECTIONS))]
     new_state: tuple[list[LSTMState], list[LSTMState]] = [], []
     for layer in range(model.layers):
@@ -117,7 +117,7 @@ def read_layers(
         if dropout is not None:
             inputs = [dropout(direction * model.layers + layer, x) for direction, x in enumerate(inputs)]
         weights = [parameters[f"{name}_{layer}"] for name in DIRECTIONS]
-        begin = [None if start_state is None else of_one[layer] for of_one in start_state or (None, None)]
+        begin = [None, None] if start_state is None else [of_one[layer] for of_one in start_state]
         outputs, after = over_directions(read, weights, inputs, [of_one[layer] for of_one in lstm_state], begin)
         for direction in range(len(DIRECTIONS)):
             output = outputs[direction]

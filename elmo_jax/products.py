@@ -1,4 +1,6 @@
-"""Products of matrices: how operands are rounded, kept and transposed. No other file knows what a compiler likes.
+"""Products of matrices: how operands are rounded, kept and transposed, and what else differs by platform.
+
+Here alone it stands what a compiler likes; other files ask for it by `form()`.
 
 Operands are float32, already rounded, or packed. `d_x` is the gradient of the loss with respect to x.
 """
@@ -7,7 +9,7 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +39,7 @@ class Form(NamedTuple):
                        leaves out what it can: a loop of unknown length would make a GPU wait for the host
     narrow_chunks      of a chunk only the columns are read that its longest word needs, each width a branch of its own
     merged_directions  both directions are read in one scan
+    skips_positions    a position without words is skipped by a condition, not computed in vain; a GPU would wait for it
     rows               rows on each device for little to much text: a fixed set of shapes, so of compilations
     step_overhead      what a window of embedding costs beside its rows' work, counted in rows: it reads all weights
     new_words          words that embedding spells at a time on each device
@@ -45,23 +48,25 @@ class Form(NamedTuple):
     chunk: int | None
     narrow_chunks: bool
     merged_directions: bool
+    skips_positions: bool
     rows: tuple[int, ...]
     step_overhead: int
     new_words: int
 
 
-# Measured by `benchmarks.changes` on CPU. For the others by the compilers' accounts (`benchmarks.compiled`).
+# By `benchmarks.changes` on CPU, by the compiler's account (`benchmarks.compiled`) on TPU. On GPU, whose account has no
+# times, rows, overhead and new words are guesses from the makers' figures.
 FORMS: dict[Platform, Form] = {
-    "cpu": Form(256, True, False, (1, 8, 64, 256), 16, 64),
-    "gpu": Form(None, False, True, (8, 64, 256, 1024), 256, 512),
-    "tpu": Form(256, False, False, (8, 64, 256), 16, 256),
+    "cpu": Form(256, True, False, True, (1, 8, 64, 256), 16, 64),
+    "gpu": Form(None, False, True, False, (8, 64, 256, 1024), 256, 512),
+    "tpu": Form(256, False, False, True, (8, 64, 256), 16, 256),
 }
 
 
 def platform() -> Platform:
     """What the program that is being traced is compiled for; "gpu" of any name that is none of FORMS (cuda, rocm)."""
     name = _platform.get() or jax.default_backend()
-    return next((known for known in FORMS if known == name), "gpu")
+    return cast(Platform, name) if name in FORMS else "gpu"
 
 
 def form() -> Form:
@@ -108,7 +113,7 @@ def _product(x, y, axes, precision):
 
 
 def transposed(x: jax.Array, precision: Precision) -> jax.Array:
-    """x [.., K] → [K, N] rounded to `precision`, N all other axes in one, as an array of its own.
+    """x [.., K] → [K, N] rounded to `precision`, N all other axes in one; on CPU as an array of its own.
 
     XLA:CPU would fold a transposition into the product that reads it, at half the speed in bfloat16; it does not if
     the axes that are joined were apart. Nor must it be fused with what makes x, into a strided loop.
@@ -191,9 +196,10 @@ def columns(results: list[jax.Array]) -> jax.Array:
 
 
 def over_directions(function, *pairs) -> tuple[list, list]:
-    """`function` of each argument's two trees, for either direction → both of each of its two results.
+    """Calls `function` for both directions; each of `pairs` is an argument for the forward and for the backward one.
 
-    Where directions are merged each kernel works for both of them.
+    Returns the pair of its first results and that of its second. Where directions are merged it is called once, mapped
+    over them, so that each kernel works for both.
     """
     if not form().merged_directions:
         first, second = (function(*arguments) for arguments in zip(*pairs, strict=True))

@@ -62,15 +62,18 @@ def parameters(model):
     return {name: {leaf: array(np.float32, *shape) for leaf, shape in of.items()} for name, of in of_each}
 
 
-def training_step(config, devices, vocabulary_size: int):
-    """The training step as `pretraining` calls it."""
+def training_step(config, devices, vocabulary_size: int, words: int):
+    """The training step as `pretraining` calls it: with room for all words that a window may have, or for these."""
     model, train, n = config.model, config.train, len(devices)
     weight, bias = (vocabulary_size, model.projection_dim), (vocabulary_size,)
     softmax = {"weight": array(np.float32, *weight), "bias": array(np.float32, *bias)}
     state = jax.eval_shape(training.init_state, {"bilm": parameters(model), "softmax": softmax})
     of_rows = (n, train.batch_size, train.window)
+    room = array(np.uint16, n, 2 * train.batch_size * train.window, model.max_characters)
+    if form_for(devices).chunk is None:
+        room = shapes(training.trimmed(Batch(np.empty(room.shape, room.dtype), np.full(n, words), *[None] * 5)).words)
     batch = Batch(
-        array(np.uint16, n, 2 * train.batch_size * train.window, model.max_characters),
+        room,
         array(np.int32, n),
         array(np.int32, *of_rows),
         array(np.int32, *of_rows),
@@ -121,7 +124,7 @@ def devices_of(machine: str) -> list[jax.Device]:
 
 def lower(asked, config, devices):
     if asked["program"] == "training step":
-        return training_step(config, devices, asked["vocabulary_size"])
+        return training_step(config, devices, asked["vocabulary_size"], asked["words"])
     program = {"embedding": embedding, "new words": new_words}[asked["program"]]
     return program(config.model, config.train.precision, devices, config.train.batch_size)
 
