@@ -25,7 +25,7 @@ from elmo_jax.files import as_path
 from elmo_jax.lifecycle import Profiler, Termination, Told
 from elmo_jax.model import State, zero_state
 from elmo_jax.modules import init_bilm, init_softmax
-from elmo_jax.streams import Batch, LanguageModelStream, prefetch, word_table
+from elmo_jax.streams import Batch, LanguageModelStream, StreamPosition, prefetch, word_table
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import ModelFolder, read_folder, read_model, write_folder
 from elmo_jax.workdir import Begun, Workdir
@@ -101,7 +101,7 @@ class Run:
         encode = self.spelling[corpus].__getitem__
         return LanguageModelStream(corpus, self.rows, self.config.train.window, encode, **options)
 
-    def inputs(self) -> Iterator[tuple[Batch, training.Negatives | None, dict[str, Any]]]:
+    def inputs(self) -> Iterator[tuple[Batch, training.Negatives | None, StreamPosition]]:
         """Of each step its batch, its negatives, and where the text goes on after it; worked out ahead of need."""
         train = self.config.train
         stream = self.stream(self.text, shuffle=self.config.data.shuffle, seed=train.seed, position=self.position)
@@ -142,11 +142,12 @@ class Run:
         steps = range(self.first + 3, self.steps + 1)
         return steps[: 3 if self.config.train.profile and parallel.is_first_process() else 0]
 
-    def save(self, step: int, state: training.TrainState, lstm_state: State, position: dict[str, Any]) -> None:
+    def save(self, step: int, state: training.TrainState, lstm_state: State, position: StreamPosition) -> None:
         """Saves a checkpoint."""
         self.workdir.flush()
         shared_state = training.to_host(self.config, state, len(self.text.vocabulary))
-        self.checkpoints.save(Checkpoint(step, shared_state, parallel.gather(lstm_state), {"position": position}))
+        progress = {"position": position.as_json()}
+        self.checkpoints.save(Checkpoint(step, shared_state, parallel.gather(lstm_state), progress))
 
     def export(self, state: training.TrainState) -> None:
         """Writes model/; every process calls it."""
@@ -292,7 +293,7 @@ def train(run: Run) -> None:
             profiler.begin(step)
             with jax.profiler.StepTraceAnnotation("train_step", step_num=step):
                 state, lstm_state, metrics = train_step(state, lstm_state, batch, run.row_ids, negatives)
-            reports.add(step, position["sentence"], metrics)
+            reports.add(step, position.sentence, metrics)
             profiler.end(step, metrics)
             ended = termination.requested(step)
             if ended or run.saves(step):

@@ -10,7 +10,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,19 +59,18 @@ class Layout:
         window: int,
         queue: Iterator[tuple[int, int]],
         in_turn: bool = False,
-        held: Sequence[tuple[int, int, int]] = (),
+        held: Sequence[Sequence[int]] | np.ndarray = (),
         ahead: int | None = None,
     ):
         self.rows, self.window, self.queue, self.in_turn, self.ahead = rows, window, queue, in_turn, ahead
         self.begin = 0  # position where the next window begins
         self.sentences = self.taken = 0  # sentences taken from the queue, positions that they take
         # A line for each sentence not read whole: row, position where it begins, number, length, `taken` before it.
-        self.placed = np.empty((0, 5), np.int64)
-        self.free = [(0, row) for row in range(rows)]  # where each row is free: a heap, or in_turn in order of rows
-        for row, (sentence, offset, length) in enumerate(held):
-            self.free[row] = length - offset, row
-            if offset < length:
-                self.placed = np.append(self.placed, [(row, -offset, sentence, length, 0)], 0)
+        sentence, offset, length = (np.array(held, np.int64) if len(held) else np.zeros((rows, 3), np.int64)).T
+        placed = np.stack([np.arange(rows), -offset, sentence, length, np.zeros_like(offset)], 1)
+        self.placed = placed[offset < length]
+        # Where each row is free: a heap, or in_turn in order of rows.
+        self.free = list(zip((length - offset).tolist(), range(rows), strict=True))
         if not in_turn:
             heapq.heapify(self.free)
 
@@ -109,15 +108,26 @@ class Layout:
     def __iter__(self) -> "Layout":
         return self
 
-    def position(self) -> list[tuple[int, int, int]]:
-        """For each row the sentence that it is in, the positions already read and the sentence's length.
+    def position(self) -> np.ndarray:
+        """For each row the sentence that it is in, the positions already read and the sentence's length [rows, 3].
 
         Only for an endless queue and rows not filled in turn: then no row holds more than one sentence.
         """
-        held = [(0, 0, 0)] * self.rows
-        for row, place, sentence, length, _ in self.placed.tolist():
-            held[row] = (sentence, self.begin - place, length)
+        held = np.zeros((self.rows, 3), np.int64)
+        row, place, sentence, length, _ = self.placed.T
+        held[row] = np.stack([sentence, self.begin - place, length], 1)
         return held
+
+
+class StreamPosition(NamedTuple):
+    """Where a stream goes on: the next sentence (counted over all epochs), what each row still holds (see `Layout`)."""
+
+    sentence: int
+    rows: np.ndarray
+
+    def as_json(self) -> dict[str, Any]:
+        """For JSON, as LanguageModelStream takes it."""
+        return {"sentence": self.sentence, "rows": self.rows.tolist()}
 
 
 class Batch(NamedTuple):
@@ -203,7 +213,7 @@ class LanguageModelStream:
     </S> and the reversed tokens predict those and <S> (bilm-tf data.py). With `shuffle`, each epoch's order is a
     function of `seed` and its number. All `rows` are laid out, the rows in `own` (by default all) are read and
     divided among `devices`: so processes agree on who reads what. `encode` turns word types [n, U] into the model's
-    words. Where the stream is, `position` says, as a dict for JSON.
+    words. `position` is what the position of a stream that goes on here was `as_json`.
     """
 
     def __init__(
@@ -240,9 +250,9 @@ class LanguageModelStream:
                 self.sentence += 1
                 yield int(sentence), int(sizes[sentence])
 
-    def position(self) -> dict:
-        """Where the next batch starts: the next sentence (counted over all epochs) and what each row still holds."""
-        return {"sentence": self.sentence, "rows": [list(row) for row in self.layout.position()]}
+    def position(self) -> StreamPosition:
+        """Where the next batch starts."""
+        return StreamPosition(self.sentence, self.layout.position())
 
     def __iter__(self) -> "LanguageModelStream":
         return self
