@@ -13,8 +13,7 @@ import numpy as np
 from elmo_jax import compilation
 from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.errors import InputError
-from elmo_jax.lstm import Weights, prepared
-from elmo_jax.model import Reading, State, read_window, start_state, zero_state
+from elmo_jax.model import Reading, State, prepared_layers, read_window, start_state, zero_state
 from elmo_jax.parallel import check_process, device_count, parallel, replicate, shard
 from elmo_jax.products import form, platform
 from elmo_jax.streams import Segments, SentenceStream, Window, longest_first_at_end, make_window
@@ -55,9 +54,9 @@ class Request(NamedTuple):
 
 
 class Fixed(NamedTuple):
-    """What all windows of a call are read with: the LSTMs' weights, the start state, weights of layers [L + 1]."""
+    """What all windows of a call are read with: `prepared_layers`, the start state, weights of layers [L + 1]."""
 
-    weights: dict[str, Weights]
+    layers: dict[int, Any]
     start_state: State
     layer_weights: np.ndarray | None
 
@@ -73,7 +72,7 @@ def embedding_step(
     reading = Reading(window.forward, window.backward, window.reset, window.used)
     before = jax.tree.map(lambda array: array[window.active_rows], lstm_state)
     activations, after = read_window(
-        model, fixed.weights, vectors, reading, before, fixed.start_state, precision=precision
+        model, fixed.layers, vectors, reading, before, fixed.start_state, precision=precision
     )
     if fixed.layer_weights is not None:
         activations = (activations * fixed.layer_weights[None, :, None, None, None]).sum(1, keepdims=True)
@@ -87,11 +86,6 @@ def embedding_program(model: ModelConfig, precision: Precision, devices: tuple[j
     return parallel(step, (None, None, 0, 0), (0, 0), donate=(2,), devices=devices or jax.local_devices())
 
 
-def lstm_weights(parameters: dict[str, Any], precision: Precision) -> dict[str, Weights]:
-    """The LSTMs' parameters on the devices, prepared for the products."""
-    return replicate({name: prepared(layer, precision) for name, layer in parameters.items() if name != "words"})
-
-
 def placed_start_state(folder: ModelFolder, keep: bool, mode: Literal["warm", "zero"], boundaries: bool) -> State:
     """`start_state` on the devices."""
     with compilation.keeping(keep):
@@ -103,7 +97,9 @@ class Engine:
 
     def __init__(self, folder: ModelFolder, keep: bool):
         self.model, self.keep = folder.model, keep
-        self.lstms = functools.cache(functools.partial(lstm_weights, folder.parameters))
+        self.layers = functools.cache(
+            lambda precision: replicate(prepared_layers(folder.model, folder.parameters, precision))
+        )
         self.start_state = functools.cache(functools.partial(placed_start_state, folder, keep))
         if folder.model.input == "characters":
             self.words = SpelledVectors(folder.model, folder.parameters["words"], keep)
@@ -152,7 +148,7 @@ class Engine:
             precision = "float32"  # XLA:CPU multiplies a single row by bfloat16 weights several times more slowly
         mode = "zero" if request.state == "carry" else request.state
         layer_weights = None if request.layer_norm else request.layer_weights
-        fixed = Fixed(self.lstms(precision), self.start_state(mode, request.reads_boundaries), layer_weights)
+        fixed = Fixed(self.layers(precision), self.start_state(mode, request.reads_boundaries), layer_weights)
         return embedding_program(self.model, precision), fixed
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from elmo_jax.char_cnn import char_cnn_shapes, character_cnn
 from elmo_jax.config import ModelConfig, Precision
-from elmo_jax.lstm import LSTMState, lstm, lstm_shapes
-from elmo_jax.products import over_directions
+from elmo_jax.lstm import LSTMState, lstm, lstm_shapes, prepared
+from elmo_jax.products import over_directions, paired
 from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, Vocabulary, character_ids
 
 DIRECTIONS = ("forward", "backward")
@@ -100,9 +100,9 @@ def read_layers(
 ) -> tuple[list[list[jax.Array]], State]:
     """Reads a window (Peters et al. 2018, section 3.1): vectors [U, P] → activations [T, B, P], LSTM state.
 
-    Activations are, of each direction, the word vectors, then each layer's output. lstm_state [B, ..] is where the
-    rows stand; start_state (no row axis) what it becomes at resets. dropout (number of the place, x [T, B, P]) → x is
-    called on every LSTM layer's input.
+    Activations are, of each direction, the word vectors, then each layer's output. parameters may be `prepared_layers`;
+    lstm_state [B, ..] is where the rows stand; start_state (no row axis) what it becomes at resets. dropout (number of
+    the place, x [T, B, P]) → x is called on every LSTM layer's input.
     """
     reset = None if reading.reset is None else reading.reset.T
 
@@ -116,9 +116,10 @@ def read_layers(
         inputs = [outputs[-1] for outputs in activations]
         if dropout is not None:
             inputs = [dropout(direction * model.layers + layer, x) for direction, x in enumerate(inputs)]
-        weights = [parameters[f"{name}_{layer}"] for name in DIRECTIONS]
-        begin = [None, None] if start_state is None else [of_one[layer] for of_one in start_state]
-        outputs, after = over_directions(read, weights, inputs, [of_one[layer] for of_one in lstm_state], begin)
+        weights = parameters[layer] if layer in parameters else paired(*of_layer(parameters, layer))
+        before = paired(*(of_one[layer] for of_one in lstm_state))
+        begin = paired(*((None, None) if start_state is None else (of_one[layer] for of_one in start_state)))
+        outputs, after = over_directions(read, weights, paired(*inputs), before, begin)
         for direction in range(len(DIRECTIONS)):
             output = outputs[direction]
             if model.skip_connections and layer > 0:
@@ -126,6 +127,18 @@ def read_layers(
             activations[direction].append(output)
             new_state[direction].append(after[direction])
     return activations, (tuple(new_state[0]), tuple(new_state[1]))
+
+
+def of_layer(parameters: dict[str, Any], layer: int) -> tuple[Any, Any]:
+    """Both directions' parameters of a layer."""
+    forward, backward = (parameters[f"{name}_{layer}"] for name in DIRECTIONS)
+    return forward, backward
+
+
+def prepared_layers(model: ModelConfig, parameters: dict[str, Any], precision: Precision) -> dict[int, Any]:
+    """The LSTMs' parameters prepared once for many windows: what `read_layers` takes in their place, by layer."""
+    layers = {layer: of_layer(parameters, layer) for layer in range(model.layers)}
+    return {layer: paired(*(prepared(one, precision) for one in both)) for layer, both in layers.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)

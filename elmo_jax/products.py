@@ -195,17 +195,23 @@ def columns(results: list[jax.Array]) -> jax.Array:
     return whole
 
 
-def over_directions(function, *pairs) -> tuple[list, list]:
-    """Calls `function` for both directions; each of `pairs` is an argument for the forward and for the backward one.
+def paired(first, second):
+    """A tree of the forward direction and one of the backward: both, or where directions are merged one, stacked."""
+    if not form().merged_directions:
+        return first, second
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), first, second)
 
-    Returns the pair of its first results and that of its second. Where directions are merged it is called once, mapped
+
+def over_directions(function, *pairs) -> tuple[list, list]:
+    """Calls `function` for both directions, each of whose arguments is `paired`.
+
+    Returns both of its first results and both of its second. Where directions are merged it is called once, mapped
     over them, so that each kernel works for both.
     """
     if not form().merged_directions:
         first, second = (function(*arguments) for arguments in zip(*pairs, strict=True))
     else:
-        stacked = [jax.tree.map(lambda *arrays: jnp.stack(arrays), *pair) for pair in pairs]
-        results = jax.vmap(function)(*stacked)
+        results = jax.vmap(function)(*pairs)
         first, second = (jax.tree.map(lambda array, number=number: array[number], results) for number in (0, 1))
     return [first[0], second[0]], [first[1], second[1]]
 

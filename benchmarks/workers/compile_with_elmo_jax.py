@@ -20,8 +20,7 @@ from jax.experimental import topologies
 from elmo_jax import training
 from elmo_jax.config import load_config
 from elmo_jax.engine import WINDOW, Fixed, embedding_program
-from elmo_jax.lstm import prepared
-from elmo_jax.model import parameter_shapes, zero_state
+from elmo_jax.model import parameter_shapes, prepared_layers, zero_state
 from elmo_jax.products import Form, compiled_for, form
 from elmo_jax.streams import Batch, Window
 from elmo_jax.word_vectors import REMEMBERED_WORDS, spelling_program
@@ -96,9 +95,8 @@ def embedding(model, precision, devices, rows: int):
     """A window of the embedding engine, which returns the average of the layers."""
     n = len(devices)
     with compiled_for(devices[0].platform):
-        layers = {name: layer for name, layer in parameters(model).items() if name != "words"}
-        weights = {name: jax.eval_shape(lambda of: prepared(of, precision), layer) for name, layer in layers.items()}
-    fixed = Fixed(weights, shapes(zero_state(model)), array(np.float32, model.layers + 1))
+        layers = jax.eval_shape(lambda of: prepared_layers(model, of, precision), parameters(model))
+    fixed = Fixed(layers, shapes(zero_state(model)), array(np.float32, model.layers + 1))
     numbers = array(np.int32, n, rows, WINDOW)
     window = Window(array(np.int32, n, rows), numbers, numbers, array(bool, n, rows, WINDOW), None)
     state = shapes(zero_state(model, rows), n)
