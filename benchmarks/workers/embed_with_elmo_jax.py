@@ -34,7 +34,7 @@ def run(options=(), constants=()):
 
 def measure(options):
     elmo = elmo_jax.load(folder)
-    elmo._engine.lstms(precision)  # weights are on the device before the clock starts, as the peers' are
+    elmo._engine.layers(precision)  # weights are on the device before the clock starts, as the peers' are
     before = len(compiled)
 
     def read():
