@@ -46,7 +46,7 @@ def losses_and_gradients(config, devices):
     [
         ({"dropout": 0.3}, {"highway_layers": 2}),
         ({"softmax": "full"}, {"activation": "tanh", "cell_clip": 0.3, "projection_clip": 0.2}),
-        ({}, {"cell_dim": 7, "skip_connections": False}),
+        pytest.param({}, {"cell_dim": 7, "skip_connections": False}, marks=pytest.mark.slow),
     ],
     ids=["sampled, dropout", "full, tanh, clipped", "not projected"],
 )

@@ -16,7 +16,6 @@ from elmo_jax.losses import full_softmax_loss, log_expected_count, sampled_softm
 from elmo_jax.model import zero_state
 from elmo_jax.modules import BiLM, init_bilm, init_softmax
 from elmo_jax.parallel import device_count
-from elmo_jax.products import FORMS
 from elmo_jax.streams import LanguageModelStream, word_table
 from elmo_jax.vocabulary import Vocabulary
 
@@ -139,7 +138,7 @@ def test_dropout_by_row():
 
 
 @pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF], ids=hex)
-@pytest.mark.parametrize("platform", FORMS)
+@pytest.mark.parametrize("platform", ["cpu", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpu", "tpu"))])
 def test_a_nan_of_any_bits_does_not_get_lost(monkeypatch, bits, platform):
     """In any parameter it must reach the loss or the norm, by which a run is stopped; GPUs make NaNs of these bits."""
     take_form(monkeypatch, platform)
