@@ -13,7 +13,7 @@ import numpy as np
 from elmo_jax import compilation
 from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.errors import InputError
-from elmo_jax.model import Reading, State, prepared_layers, read_window, start_state, zero_state
+from elmo_jax.model import Reading, State, prepared_layers, read_window, stacked, start_state, zero_state
 from elmo_jax.parallel import check_process, device_count, parallel, replicate, shard
 from elmo_jax.products import form, platform
 from elmo_jax.streams import Segments, SentenceStream, Window, longest_first_at_end, make_window
@@ -74,6 +74,7 @@ def embedding_step(
     activations, after = read_window(
         model, fixed.layers, vectors, reading, before, fixed.start_state, precision=precision
     )
+    activations = stacked(activations)
     if fixed.layer_weights is not None:
         activations = (activations * fixed.layer_weights[None, :, None, None, None]).sum(1, keepdims=True)
     return activations, jax.tree.map(lambda array, rows: array.at[window.active_rows].set(rows), lstm_state, after)

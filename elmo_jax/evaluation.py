@@ -11,7 +11,7 @@ from jax import lax
 
 from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.losses import full_softmax_loss, softmax_axes
-from elmo_jax.model import Reading, State, read_layers, word_vectors, zero_state
+from elmo_jax.model import Reading, State, read_window, word_vectors, zero_state
 from elmo_jax.parallel import AXIS, parallel
 from elmo_jax.streams import Batch
 
@@ -41,7 +41,7 @@ def evaluation_step(
     bilm, softmax = parameters["bilm"], parameters["softmax"]
     reading = Reading(batch.forward, batch.backward, None if start_state is None else batch.reset)
     vectors = word_vectors(model, bilm["words"], batch.words, batch.count, precision)
-    activations, lstm_state = read_layers(model, bilm, vectors, reading, lstm_state, start_state, precision=precision)
+    activations, lstm_state = read_window(model, bilm, vectors, reading, lstm_state, start_state, precision=precision)
     table = softmax["weight"], softmax["bias"]
     losses = [
         full_softmax_loss(layers[-1].reshape(-1, model.projection_dim), *table, targets.T.ravel(), precision, axis)

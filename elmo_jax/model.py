@@ -80,23 +80,6 @@ def read_window(
     *,
     precision: Precision = "float32",
     dropout: Callable[[int, jax.Array], jax.Array] | None = None,
-) -> tuple[jax.Array, State]:
-    """`read_layers` in one array: activations [2, L + 1, B, T, P], LSTM state."""
-    options = {"precision": precision, "dropout": dropout}
-    activations, state = read_layers(model, parameters, vectors, reading, lstm_state, start_state, **options)
-    return jnp.stack([jnp.stack(layers).swapaxes(1, 2) for layers in activations]), state
-
-
-def read_layers(
-    model: ModelConfig,
-    parameters: dict[str, Any],
-    vectors: jax.Array,
-    reading: Reading,
-    lstm_state: State,
-    start_state: State | None = None,
-    *,
-    precision: Precision = "float32",
-    dropout: Callable[[int, jax.Array], jax.Array] | None = None,
 ) -> tuple[list[list[jax.Array]], State]:
     """Reads a window (Peters et al. 2018, section 3.1): vectors [U, P] → activations [T, B, P], LSTM state.
 
@@ -129,6 +112,11 @@ def read_layers(
     return activations, (tuple(new_state[0]), tuple(new_state[1]))
 
 
+def stacked(activations: list[list[jax.Array]]) -> jax.Array:
+    """Activations of `read_window` in one array [2, L + 1, B, T, P]."""
+    return jnp.stack([jnp.stack(layers).swapaxes(1, 2) for layers in activations])
+
+
 def of_layer(parameters: dict[str, Any], layer: int) -> tuple[Any, Any]:
     """Both directions' parameters of a layer."""
     forward, backward = (parameters[f"{name}_{layer}"] for name in DIRECTIONS)
@@ -136,7 +124,7 @@ def of_layer(parameters: dict[str, Any], layer: int) -> tuple[Any, Any]:
 
 
 def prepared_layers(model: ModelConfig, parameters: dict[str, Any], precision: Precision) -> dict[int, Any]:
-    """The LSTMs' parameters prepared once for many windows: what `read_layers` takes in their place, by layer."""
+    """The LSTMs' parameters prepared once for many windows: what `read_window` takes in their place, by layer."""
     layers = {layer: of_layer(parameters, layer) for layer in range(model.layers)}
     return {layer: paired(*(prepared(one, precision) for one in both)) for layer, both in layers.items()}
 

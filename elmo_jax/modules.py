@@ -18,6 +18,7 @@ from elmo_jax.model import (
     parameter_shapes,
     read_window,
     scalar_mix,
+    stacked,
     word_vectors,
     zero_state,
 )
@@ -92,7 +93,8 @@ class BiLM(nn.Module):
         vectors = word_vectors(self.model, parameters["words"], words, count, self.precision)
         reading = Reading(forward, backward, reset, used)
         options = {"precision": self.precision, "dropout": dropout}
-        return read_window(self.model, parameters, vectors, reading, lstm_state, start_state, **options)
+        activations, state = read_window(self.model, parameters, vectors, reading, lstm_state, start_state, **options)
+        return stacked(activations), state
 
 
 class Softmax(nn.Module):

@@ -1,6 +1,6 @@
 """Products of matrices: how operands are rounded, kept and transposed, and what else differs by platform.
 
-Here alone it stands what a compiler likes; other files ask for it by `form()`.
+What a compiler likes stands here alone; other files ask for it by `form()`.
 
 Operands are float32, already rounded, or packed. `d_x` is the gradient of the loss with respect to x.
 """

@@ -120,7 +120,7 @@ class Layout:
 
 
 class StreamPosition(NamedTuple):
-    """Where a stream goes on: the next sentence (counted over all epochs), what each row still holds (see `Layout`)."""
+    """Where a stream goes on: the next sentence, counted over all epochs, and the rows' `Layout.position` [rows, 3]."""
 
     sentence: int
     rows: np.ndarray

@@ -17,7 +17,7 @@ from elmo_jax.losses import (
     sampled_softmax_loss,
     softmax_axes,
 )
-from elmo_jax.model import Reading, State, read_layers, word_vectors
+from elmo_jax.model import Reading, State, read_window, word_vectors
 from elmo_jax.parallel import AXIS, fetch, gather_words, has_peers, parallel, replicate, shard_words
 from elmo_jax.products import form
 from elmo_jax.streams import Batch
@@ -181,7 +181,7 @@ def loss(config: Config, parameters: dict[str, Any], inputs: LossInputs) -> tupl
     dropout = dropout_by_row(key, inputs.row_ids, train.dropout) if train.dropout else None
     vectors = word_vectors(model, bilm["words"], batch.words, batch.count, train.precision)
     reading, options = Reading(batch.forward, batch.backward), {"precision": train.precision, "dropout": dropout}
-    activations, lstm_state = read_layers(model, bilm, vectors, reading, inputs.lstm_state, **options)
+    activations, lstm_state = read_window(model, bilm, vectors, reading, inputs.lstm_state, **options)
     hidden = [layers[-1] for layers in activations]  # [T, b, P]
     if dropout is not None:
         hidden = [dropout(2 * model.layers + direction, array) for direction, array in enumerate(hidden)]
