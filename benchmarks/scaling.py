@@ -23,7 +23,7 @@ from elmo_jax.corpus import Corpus, WordCounts, sentences
 from elmo_jax.errors import exit_on_bad_input
 from elmo_jax.model import zero_state
 from elmo_jax.modules import init_bilm, init_softmax
-from elmo_jax.streams import LanguageModelStream, word_table
+from elmo_jax.streams import LanguageModelStream, word_encoder
 from elmo_jax.vocabulary import Vocabulary
 
 HOST_DEVICES = 8  # devices of a host of the machines below
@@ -56,8 +56,8 @@ def count(config: Config, corpus: Corpus, vocabulary_size: int, devices: int) ->
     """Operations and bytes of a step of one device, from the shapes alone: nothing is run."""
     model, train = config.model, config.train
     everyones = train.batch_size * devices
-    table = word_table(corpus, model)
-    stream = LanguageModelStream(corpus, everyones, train.window, table.__getitem__, devices=devices, shuffle=True)
+    encode = word_encoder(corpus, model)
+    stream = LanguageModelStream(corpus, everyones, train.window, encode, devices=devices, shuffle=True)
     for _ in range(3):  # in the first windows the rows begin together
         batch = next(stream)
     words = operations.words_of(batch)
@@ -94,12 +94,12 @@ def count(config: Config, corpus: Corpus, vocabulary_size: int, devices: int) ->
 def input_seconds(config: Config, corpus: Corpus, vocabulary_size: int, devices: int) -> float:
     """Seconds in which one host lays out a step of all devices and reads its own part; the median of five."""
     rows, own = config.train.batch_size * devices, config.train.batch_size * min(devices, HOST_DEVICES)
-    table = word_table(corpus, config.model)
+    encode = word_encoder(corpus, config.model)
     stream = LanguageModelStream(
         corpus,
         rows,
         config.train.window,
-        table.__getitem__,
+        encode,
         devices=min(devices, HOST_DEVICES),
         own=range(own),
         shuffle=True,

@@ -19,7 +19,7 @@ from elmo_jax.elmo import Layers, Mix, StateMode, load
 from elmo_jax.errors import InputError, exit_on_bad_input
 from elmo_jax.files import as_path, check_output
 from elmo_jax.model import start_state
-from elmo_jax.streams import LanguageModelStream, word_table
+from elmo_jax.streams import LanguageModelStream, word_encoder
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import ModelFolder, model_files, read_folder, read_model, write_folder
 
@@ -181,8 +181,8 @@ def perplexity(
         raise InputError(f"{model or weights} has no softmax.hdf5 (with its vocab.txt); perplexity needs it")
     corpus = Corpus(sentences((input,), "--input", heldout=True, progress="reading"), folder.vocabulary, input)
     parameters = replicate({"bilm": folder.parameters, "softmax": folder.softmax})
-    encode = word_table(corpus, folder.model).__getitem__
-    batches = LanguageModelStream(corpus, batch_size, window, encode, devices=devices, passes=1)
+    encode = word_encoder(corpus, folder.model)
+    batches = LanguageModelStream(corpus, batch_size, window, encode, devices=devices, once=True)
     begin = None
     if state != "carry":
         begin = start_state(folder.model, folder.parameters, folder.vocabulary, state)

@@ -26,7 +26,16 @@ from tqdm import tqdm
 from elmo_jax.config import DataConfig
 from elmo_jax.errors import InputError, brief
 from elmo_jax.files import as_path, matching
-from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, Vocabulary, character_ids
+from elmo_jax.vocabulary import (
+    BEGIN_SENTENCE,
+    BEGIN_SENTENCE_CHARACTER,
+    BEGIN_WORD,
+    END_SENTENCE,
+    END_SENTENCE_CHARACTER,
+    END_WORD,
+    PADDING,
+    Vocabulary,
+)
 
 BUILTIN = "builtin"
 TFDS = "tfds:"
@@ -181,6 +190,30 @@ class WordCounts:
 first = operator.itemgetter(0)
 
 
+# Spellings of the boundaries: bytes that UTF-8 never has. LETTERS turns the bytes of spellings into character ids.
+BOUNDARIES = {BEGIN_SENTENCE: b"\xfe", END_SENTENCE: b"\xff"}
+LETTERS = np.arange(256, dtype=np.uint16)
+LETTERS[[0xFE, 0xFF]] = BEGIN_SENTENCE_CHARACTER, END_SENTENCE_CHARACTER
+
+
+def spell(words: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The UTF-8 bytes of words, joined, uint8 [bytes], and how many each has, int64 [words]."""
+    spelled = [BOUNDARIES.get(word) or word.encode("utf-8", "ignore") for word in words]
+    return np.frombuffer(b"".join(spelled), np.uint8), np.fromiter(map(len, spelled), np.int64, len(spelled))
+
+
+class Index(dict):
+    """Word → type: a word that the vocabulary lacks has, from its first appearance on, the next type."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        super().__init__(vocabulary.index)
+        self.repeated = len(vocabulary) - len(self)  # words that stand twice in the vocabulary
+
+    def __missing__(self, word: str) -> int:
+        number = self[word] = len(self) + self.repeated
+        return number
+
+
 class Corpus:
     """A text held as word types: 4 bytes a token, whatever the length of its words.
 
@@ -188,24 +221,27 @@ class Corpus:
     their own spelling as input and are <UNK> as a target (bilm-tf's behaviour).
 
     `types` int32 [N]: the sentences one after the other, each with its <S> and </S>;
-    `starts` int64 [S + 1]: where each of the S sentences starts in it.
+    `starts` int64 [S + 1]: where each of the S sentences starts in it;
+    `spellings` uint8 [bytes]: the spellings of all word types, joined, as `spell` has them;
+    `spelling_starts` int64 [types + 1]: where each starts in it.
     """
 
     def __init__(self, text: Iterable[list[str]], vocabulary: Vocabulary, source: str = "the text"):
-        index = dict(vocabulary.index)
-        repeated = len(vocabulary) - len(index)  # words that stand twice in the vocabulary
+        index = Index(vocabulary)
         types, starts = array("i"), array("q", [0])
         for tokens in text:
             types.append(vocabulary.begin)
-            types.extend([index.setdefault(token, len(index) + repeated) for token in tokens])
+            types.extend(map(index.__getitem__, tokens))
             types.append(vocabulary.end)
             starts.append(len(types))
         if len(starts) == 1:
             raise InputError(f"{source} has no sentences; give text with a sentence a line, tokens separated by spaces")
         self.vocabulary = vocabulary
-        self.words = vocabulary.words + list(index)[len(vocabulary.index) :]
         self.types = np.frombuffer(types, np.int32)
         self.starts = np.frombuffer(starts, np.int64)
+        others = itertools.islice(index, len(vocabulary.index), None)
+        self.spellings, lengths = spell(itertools.chain(vocabulary.words, others))
+        self.spelling_starts = np.concatenate([[0], np.cumsum(lengths)])
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -229,9 +265,22 @@ class Corpus:
         """Vocabulary ids of word types."""
         return np.where(types < len(self.vocabulary), types, np.int32(self.vocabulary.unknown))
 
-    def characters(self, max_characters: int) -> np.ndarray:
-        """Character ids uint16 [types, max_characters] of every word type."""
-        return character_ids(self.words, max_characters)
+    def characters(self, types: np.ndarray, max_characters: int) -> np.ndarray:
+        """Character ids uint16 [n, max_characters] of n word types, those that `character_ids` gives their words."""
+        starts = self.spelling_starts[types]
+        lengths = np.minimum(self.spelling_starts[types + 1] - starts, max_characters - 2)
+        first = np.arange(len(types)) * max_characters + 1  # where each spelling begins in `ids`
+        ids = np.full((len(types), max_characters), PADDING, np.uint16)
+        ids[:, 0] = BEGIN_WORD
+        ids.flat[ranges(first, lengths)] = LETTERS[self.spellings[ranges(starts, lengths)]]
+        ids.flat[first + lengths] = END_WORD
+        return ids
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """starts[0], starts[0] + 1, .. (lengths[0] numbers), then starts[1], .., and so on."""
+    ends = np.cumsum(lengths)
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
 
 
 def read_corpora(

@@ -5,17 +5,19 @@ reads each sentence left to right; the backward row reads the same sentence at t
 sentence that does not fit into a window goes on in the next one, in the same row.
 """
 
+import functools
 import heapq
+import math
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from elmo_jax.config import ModelConfig
-from elmo_jax.corpus import Corpus
+from elmo_jax.corpus import Corpus, ranges
 from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, PADDING, character_widths
 
 
@@ -38,17 +40,11 @@ class Segments(NamedTuple):
         return ranges(self.row * window + self.start, self.length)
 
 
-def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """starts[0], starts[0] + 1, .. (lengths[0] numbers), then starts[1], .., and so on."""
-    ends = np.cumsum(lengths)
-    return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
-
-
 class Layout:
     """Lays sentences end to end in rows and cuts the rows into windows.
 
     `queue` yields (number of a sentence, positions it takes). A sentence goes to the row that is free first (the
-    lowest of several), or, `in_turn`, the i-th sentence to row i modulo `rows`. `held` is what `position` returned.
+    lowest of several), or, `in_turn`, the i-th sentence to row i modulo `rows`.
     With `ahead`, rows wait idle rather than take a sentence when that many positions have been taken since the oldest
     sentence that is not read whole: without it, one very long sentence would let the others run ahead without bound.
     """
@@ -59,20 +55,14 @@ class Layout:
         window: int,
         queue: Iterator[tuple[int, int]],
         in_turn: bool = False,
-        held: Sequence[Sequence[int]] | np.ndarray = (),
         ahead: int | None = None,
     ):
         self.rows, self.window, self.queue, self.in_turn, self.ahead = rows, window, queue, in_turn, ahead
         self.begin = 0  # position where the next window begins
         self.sentences = self.taken = 0  # sentences taken from the queue, positions that they take
         # A line for each sentence not read whole: row, position where it begins, number, length, `taken` before it.
-        sentence, offset, length = (np.array(held, np.int64) if len(held) else np.zeros((rows, 3), np.int64)).T
-        placed = np.stack([np.arange(rows), -offset, sentence, length, np.zeros_like(offset)], 1)
-        self.placed = placed[offset < length]
-        # Where each row is free: a heap, or in_turn in order of rows.
-        self.free = list(zip((length - offset).tolist(), range(rows), strict=True))
-        if not in_turn:
-            heapq.heapify(self.free)
+        self.placed = np.zeros((0, 5), np.int64)
+        self.free = [(0, row) for row in range(rows)]  # where each row is free: a heap, or in_turn in order of rows
 
     def __next__(self) -> Segments:
         """The segments of the next window, in the order in which their sentences were taken."""
@@ -108,27 +98,6 @@ class Layout:
     def __iter__(self) -> "Layout":
         return self
 
-    def position(self) -> np.ndarray:
-        """For each row the sentence that it is in, the positions already read and the sentence's length [rows, 3].
-
-        Only for an endless queue and rows not filled in turn: then no row holds more than one sentence.
-        """
-        held = np.zeros((self.rows, 3), np.int64)
-        row, place, sentence, length, _ = self.placed.T
-        held[row] = np.stack([sentence, self.begin - place, length], 1)
-        return held
-
-
-class StreamPosition(NamedTuple):
-    """Where a stream goes on: the next sentence, counted over all epochs, and the rows' `Layout.position` [rows, 3]."""
-
-    sentence: int
-    rows: np.ndarray
-
-    def as_json(self) -> dict[str, Any]:
-        """For JSON, as LanguageModelStream takes it."""
-        return {"sentence": self.sentence, "rows": self.rows.tolist()}
-
 
 class Batch(NamedTuple):
     """A training window for n devices with b = B / n rows each, ready for the model.
@@ -161,11 +130,11 @@ def character_width(characters: np.ndarray, widest_filter: int) -> int:
     return next(width for width in character_widths(characters.shape[1], widest_filter) if width >= needed)
 
 
-def word_table(corpus: Corpus, model: ModelConfig) -> np.ndarray:
-    """What the model reads of every word type: character ids [types, C], or ids in the vocabulary [types]."""
+def word_encoder(corpus: Corpus, model: ModelConfig) -> Callable[[np.ndarray], np.ndarray]:
+    """What turns word types [n] into what the model reads: character ids [n, C], or ids in the vocabulary [n]."""
     if model.input == "words":
-        return corpus.targets(np.arange(len(corpus.words), dtype=np.int32))
-    return corpus.characters(model.max_characters)
+        return corpus.targets
+    return functools.partial(corpus.characters, max_characters=model.max_characters)
 
 
 def make_batch(
@@ -178,22 +147,25 @@ def make_batch(
 ) -> Batch:
     """Splits rows among devices and numbers each device's distinct words.
 
-    inputs [2, B, T] word types, targets [2, B, T] ids, reset and mask [B, T]; `encode` turns types [n, U] into the
-    model's words [n, U, C] or [n, U].
+    inputs [2, B, T] word types, targets [2, B, T] ids, reset and mask [B, T]; `encode` turns types [n] into the
+    model's words [n, C] or [n].
     """
     split = lambda array: array.reshape(*array.shape[:-2], devices, -1, array.shape[-1])
     of_device = split(inputs).swapaxes(0, 1)  # [n, 2, b, T]
     numbers = np.empty(of_device.shape, np.int32)
     words, count = [], np.empty(devices, np.int32)
+    number = np.empty(inputs.max() + 1, np.int32)  # of every type that a device has: nothing else in it is read
     for device, part in enumerate(of_device):
-        types, inverse = np.unique(part, return_inverse=True)
+        # Of equal types the last one's place stays: it stands for all of them.
+        places = np.arange(part.size, dtype=np.int32).reshape(part.shape)
+        number[part] = places
+        types = part[number[part] == places]
         spelled = encode(types)
         if spelled.ndim == 2:  # words of like length together, as the char CNN wants them
             order = np.argsort((spelled != PADDING).sum(1, dtype=np.uint16), kind="stable")  # 16 bits: a radix sort
-            place = np.empty_like(order)
-            place[order] = np.arange(len(order))
-            spelled, inverse = spelled[order], place[inverse]
-        numbers[device], count[device] = inverse.reshape(part.shape), len(types)
+            types, spelled = types[order], spelled[order]
+        number[types] = np.arange(len(types), dtype=np.int32)
+        numbers[device], count[device] = number[part], len(types)
         words.append(np.resize(spelled, (part.size, *spelled.shape[1:])))
     return Batch(
         words=np.stack(words),
@@ -206,14 +178,48 @@ def make_batch(
     )
 
 
+# Sentences that are looked up at a time of each row, or one for each position of a window if those are more.
+LOOKED_UP = 32
+ROUNDS = 6  # of the Feistel network
+
+
+def shuffled(places: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
+    """The sentences at some places of random orders of `size` sentences, without making the orders.
+
+    places [..] int64 below `size`, key [..] uint64 the order of each → [..] int64. For each key a permutation: a
+    Feistel network over pairs (left, right) of numbers below a and b, with a · b hardly more than `size` (Black and
+    Rogaway 2002, "Ciphers with arbitrary finite domains"), walked on from what lies above `size`.
+    """
+    a = math.isqrt(size - 1) + 1
+    sizes = [np.uint64(a), np.uint64(-(-size // a))]
+    pair = [*np.divmod(places.astype(np.uint64), sizes[1])]
+    for number in range(ROUNDS):
+        this, other = number % 2, 1 - number % 2
+        # The finalizer of splitmix64 (Steele et al. 2014), then its upper half scaled to the range.
+        mixed = key + pair[other] * np.uint64(0x9E3779B97F4A7C15) + np.uint64(number << 56)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        pair[this] = pair[this] + ((mixed >> np.uint64(32)) * sizes[this] >> np.uint64(32))
+        pair[this] -= sizes[this] * (pair[this] >= sizes[this])
+    found = (pair[0] * sizes[1] + pair[1]).astype(np.int64)
+    outside = found >= size
+    if outside.any():
+        found[outside] = shuffled(found[outside], size, key[outside])
+    return found
+
+
 class LanguageModelStream:
-    """A corpus as an endless stream of training batches, or (`passes=1`) as one pass over every token.
+    """A corpus as an endless stream of training batches, or `once`: as one pass over every token.
 
     A sentence of n tokens takes n + 1 positions: forward, <S> and the tokens predict the tokens and </S>; backward,
-    </S> and the reversed tokens predict those and <S> (bilm-tf data.py). With `shuffle`, each epoch's order is a
-    function of `seed` and its number. All `rows` are laid out, the rows in `own` (by default all) are read and
-    divided among `devices`: so processes agree on who reads what. `encode` turns word types [n, U] into the model's
-    words. `position` is what the position of a stream that goes on here was `as_json`.
+    </S> and the reversed tokens predict those and <S> (bilm-tf data.py). `encode` turns word types [n] into the
+    model's words. No row depends on another: only the rows in `own` (by default all) are laid out, and divided among
+    `devices`.
+
+    Of the endless sequence of sentences, epoch after epoch, row r of `rows` reads those with numbers r, r + rows,
+    r + 2 · rows, .. With `shuffle`, an epoch's order is a function of `seed` and its number. `position` is where the
+    own rows go on, as `position()` of another stream said. `once`, a row reads a contiguous part of the text, in its
+    order, and all rows end together; the parts take nearly equally many positions.
     """
 
     def __init__(
@@ -225,44 +231,77 @@ class LanguageModelStream:
         *,
         devices: int = 1,
         own: range | None = None,
-        passes: int | None = None,
+        once: bool = False,
         shuffle: bool = False,
         seed: int = 0,
-        position: dict | None = None,
+        position: np.ndarray | None = None,
     ):
-        position = position or {"sentence": 0, "rows": []}
+        own = range(rows) if own is None else own
         self.corpus, self.devices, self.encode = corpus, devices, encode
-        self.passes, self.shuffle, self.seed = passes, shuffle, seed
-        self.own = range(rows) if own is None else own
-        self.sentence, self.shape = position["sentence"], (len(self.own), window)
-        self.layout = Layout(rows, window, self.queue(), held=position["rows"])
+        self.rows, self.own, self.shuffle, self.seed = rows, np.arange(own.start, own.stop), shuffle, seed
+        self.shape, self.first, self.windows = (len(own), window), None, math.inf
+        if once:
+            begins = corpus.starts - np.arange(len(corpus.starts))  # positions before each sentence
+            bounds = np.searchsorted(begins, np.arange(rows + 1) * corpus.tokens / rows)
+            self.first, self.end = bounds[own.start : own.stop, None], bounds[own.start + 1 : own.stop + 1, None]
+            self.windows = -(-np.diff(begins[bounds]).max() // window)
+        self.look_up(np.zeros((len(own), 2), np.int32) if position is None else position)
 
-    def queue(self) -> Iterator[tuple[int, int]]:
-        """Sentences in the order in which they are read, and the positions that each takes."""
-        sizes = np.diff(self.corpus.starts) - 1
-        while self.passes is None or self.sentence < self.passes * len(sizes):
-            epoch, first = divmod(self.sentence, len(sizes))
-            order = np.arange(len(sizes))
-            if self.shuffle:
-                key = np.random.SeedSequence((self.seed, 0, epoch))
-                order = np.random.Generator(np.random.Philox(key)).permutation(len(sizes))
-            for sentence in order[first:]:
-                self.sentence += 1
-                yield int(sentence), int(sizes[sentence])
+    def look_up(self, position: np.ndarray) -> None:
+        """Looks up each own row's next K sentences, the positions they take, [r, K], and the edges between them.
 
-    def position(self) -> StreamPosition:
-        """Where the next batch starts."""
-        return StreamPosition(self.sentence, self.layout.position())
+        edges [r, K + 1] counts positions from where the next window begins.
+        """
+        self.done, read = position.astype(np.int64)[:, :1], position[:, 1:].astype(np.int64)
+        number = self.done + np.arange(max(self.shape[1], LOOKED_UP))
+        if self.first is None:
+            self.sentence, there = self.in_order(self.own[:, None] + number * self.rows), np.True_
+        else:
+            there = self.first + number < self.end
+            self.sentence = np.where(there, self.first + number, 0)
+        starts = self.corpus.starts
+        self.total = np.where(there, starts[self.sentence + 1] - starts[self.sentence] - 1, 0)
+        self.edges = np.cumsum(np.concatenate([-read, self.total], 1), 1)
+
+    def in_order(self, number: np.ndarray) -> np.ndarray:
+        """The sentences with some numbers of the endless sequence."""
+        epoch, place = np.divmod(number, len(self.corpus))
+        if not self.shuffle:
+            return place
+        first, last = int(epoch.min()), int(epoch.max())
+        seeds = (np.random.SeedSequence((self.seed, 0, epoch)) for epoch in range(first, last + 1))
+        keys = np.array([seed.generate_state(1, np.uint64)[0] for seed in seeds])
+        return shuffled(place, len(self.corpus), keys[epoch - first])
+
+    def position(self) -> np.ndarray:
+        """Where the next batch starts: of each own row the sentences done and positions of the next that are read.
+
+        int32 [own rows, 2].
+        """
+        done = (self.edges[:, 1:] <= 0).sum(1)
+        read = -np.take_along_axis(self.edges, done[:, None], 1)[:, 0]
+        return np.stack([self.done[:, 0] + done, read], 1).astype(np.int32)
 
     def __iter__(self) -> "LanguageModelStream":
         return self
 
+    def segments(self) -> Segments:
+        """The segments of the next window."""
+        window, size = self.shape[1], self.sentence.shape[1]
+        more = True if self.first is None else (self.first + self.done + size < self.end)[:, 0]
+        if ((self.edges[:, -1] < window) & more).any():
+            self.look_up(self.position())
+        start, stop = np.maximum(self.edges[:, :-1], 0), np.minimum(self.edges[:, 1:], window)
+        inside = start < stop
+        start, length, offset = start[inside], (stop - start)[inside], (start - self.edges[:, :-1])[inside]
+        self.edges -= window
+        return Segments(np.nonzero(inside)[0], start, self.sentence[inside], offset, length, self.total[inside])
+
     def __next__(self) -> Batch:
-        segments = next(self.layout)
-        if len(self.own) < self.layout.rows:
-            own = (segments.row >= self.own.start) & (segments.row < self.own.stop)
-            segments = Segments(*(array[own] for array in segments))
-            segments = segments._replace(row=segments.row - self.own.start)
+        if self.windows == 0:
+            raise StopIteration
+        self.windows -= 1
+        segments = self.segments()
         types, starts = self.corpus.types, self.corpus.starts
         # Of every position where it lies, and the place of its word in the corpus for either direction.
         places = segments.places(self.shape[1])

@@ -11,7 +11,7 @@ from conftest import ROOT
 from elmo_jax import corpus
 from elmo_jax.corpus import Corpus, WordCounts, find_files, read_input, sentences
 from elmo_jax.errors import InputError
-from elmo_jax.vocabulary import Vocabulary
+from elmo_jax.vocabulary import Vocabulary, character_ids
 
 VOCABULARY = Vocabulary(["<S>", "</S>", "<UNK>", "the", "cat"])
 
@@ -100,10 +100,22 @@ def test_unknown_words_keep_their_spelling():
     vocabulary = Vocabulary([*VOCABULARY.words, "the"])  # twice: id 5
     text = Corpus([["the", "dog"], ["a", "cat", "dog"]], vocabulary)
     assert text.types.tolist() == [0, 5, 6, 1, 0, 7, 4, 6, 1]
-    assert text.words[6:] == ["dog", "a"]
+    assert bytes(text.spellings[text.spelling_starts[6] :]) == b"doga"
     assert text.targets(text.types).tolist() == [0, 5, 2, 1, 0, 2, 4, 2, 1]
     assert (len(text), text.tokens) == (2, 7)
     assert text.starts.tolist() == [0, 4, 9]
+
+
+def test_characters_are_those_of_the_words():
+    """Of every type, also of words that stand twice, are longer than a model reads, or are no UTF-8."""
+    vocabulary = Vocabulary([*VOCABULARY.words, "the", "<S>", "naïve"])
+    unknown = ["猫🐈", "a" * 40, "aaaaaaaé", "half\ud800", "</s>"]
+    text = Corpus([unknown], vocabulary)
+    types = np.random.default_rng(0).permutation(13)
+    words = [[*vocabulary.words, *unknown][number] for number in types]
+    for most in (3, 10, 50):
+        assert text.characters(types, most).dtype == np.uint16
+        assert (text.characters(types, most) == character_ids(words, most)).all()
 
 
 def test_empty_corpus():

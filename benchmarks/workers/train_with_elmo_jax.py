@@ -18,7 +18,7 @@ from elmo_jax.config import Config, TrainConfig, from_options
 from elmo_jax.corpus import Corpus, sentences
 from elmo_jax.model import zero_state
 from elmo_jax.modules import init_bilm, init_softmax
-from elmo_jax.streams import LanguageModelStream, prefetch, word_table
+from elmo_jax.streams import LanguageModelStream, prefetch, word_encoder
 from elmo_jax.vocabulary import Vocabulary
 
 asked = json.loads(sys.argv[1])
@@ -38,12 +38,12 @@ config = Config(
 )
 vocabulary = Vocabulary.load(Path(asked["vocab"]))
 corpus = Corpus(sentences((asked["text"],), "text"), vocabulary)
-table = word_table(corpus, model)
+encode = word_encoder(corpus, model)
 
 
 def inputs():
     """Batches and negatives of step 1, 2, .."""
-    stream = LanguageModelStream(corpus, asked["rows"], asked["window"], table.__getitem__, shuffle=True)
+    stream = LanguageModelStream(corpus, asked["rows"], asked["window"], encode, shuffle=True)
     for step, batch in enumerate(stream, start=1):
         yield batch, training.draw_negatives(config, len(vocabulary), step)
 
