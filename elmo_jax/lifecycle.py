@@ -1,6 +1,7 @@
 """What happens to a run from outside: signals, preemption, other processes that die; and a trace of some steps."""
 
 import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -33,6 +34,8 @@ class Termination:
     """
 
     signal: int | None = None
+    _calls = itertools.count(1)  # of `requested`, in the life of the process: JAX takes only numbers that rise
+    _agreed = False
 
     def __enter__(self) -> "Termination":
         self._before = {}
@@ -55,14 +58,17 @@ class Termination:
                 os.kill(os.getpid(), signal.SIGTERM)
         self.signal = number
 
-    def requested(self, step: int) -> bool:
-        """Whether to end after this step: the same answer on all processes."""
-        return parallel.stop_requested(step) if parallel.is_distributed() else self.signal is not None
+    def requested(self) -> bool:
+        """Whether to end now: the same answer on all processes, which must call it equally often."""
+        if not parallel.is_distributed():
+            return self.signal is not None
+        self._agreed |= parallel.stop_requested(next(self._calls))
+        return self._agreed
 
     def until_requested(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items; raises Told when the run is told to end (a run of one process: several must agree on a step)."""
+        """The items, equally many on all processes; raises Told, on all before the same item, if told to end."""
         for item in items:
-            if self.signal is not None and not parallel.is_distributed():
+            if self.requested():
                 raise Told
             yield item
 

@@ -1,4 +1,4 @@
-"""A training run's folder: config.json, vocab.txt, metrics.jsonl, checkpoints/, model/, profile/."""
+"""A training run's folder: config.json, vocab.txt, metrics.jsonl, checkpoints/, model/, profile/, errors/."""
 
 import contextlib
 import json
@@ -13,16 +13,18 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from elmo_jax.config import Config, differences, from_json, to_json
-from elmo_jax.errors import InputError
+from elmo_jax.errors import InputError, brief
 from elmo_jax.files import is_remote, read_json, writing
 from elmo_jax.vocabulary import Vocabulary
 
+# What config.json calls the way a run is kept: the order of its sentences, the layout of its checkpoints.
+FORMAT = 2
 # Fields that a run may change when it goes on: they do not touch what a step computes. The number of rows is fixed
 # when a run starts (it is `rows` in config.json), so batch_size may follow the number of devices; of the text its
 # content counts, not where it lies.
 FREE = {
     *(f"train.{name}" for name in ("steps", "epochs", "batch_size", "checkpoint_every", "eval_every", "log_every")),
-    *("train.profile", "data.train", "data.heldout", "data.vocab"),
+    *("train.profile", "data.train", "data.heldout", "data.vocab", "data.cache"),
 }
 MOST_ROWS = 10**7
 # What is in the fingerprints of a run's text, as people call it.
@@ -49,6 +51,7 @@ class Workdir:
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
         self.profile = path / "profile"
+        self.errors = path / "errors"
         self.metrics = path / "metrics.jsonl"
         self._unwritten: list[str] = []
 
@@ -81,7 +84,7 @@ class Workdir:
         """The run that is here; None if this is a new folder."""
         try:
             if not self.config.exists():
-                if self.path.exists() and any(file.name != "lock" for file in self.path.iterdir()):
+                if self.path.exists() and any(file.name not in ("lock", "errors") for file in self.path.iterdir()):
                     raise InputError(f"{self.path} holds files but no config.json; give a new folder, or that of a run")
                 return None
             saved = read_json(self.config)
@@ -89,9 +92,20 @@ class Workdir:
             files = [file for file in (self.path / "vocab.txt", self.model / "vocab.txt") if file.exists()]
         except (OSError, ImportError) as error:
             raise InputError(f"cannot read {self.path} ({error}); give another --workdir") from None
+        self._check_format(saved.get("format"))
         if type(rows) is not int or not 0 < rows <= MOST_ROWS or not isinstance(text, dict):
             raise InputError(f"{self.config} has rows {str(rows)[:30]!r}; it must be a number from 1 to {MOST_ROWS}")
         return Begun(config, rows, text, Vocabulary.load(files[0]) if files else None)
+
+    def _check_format(self, saved: Any) -> None:
+        """Raises InputError for a run that another version keeps in another way (0.2 and before: no format)."""
+        if saved != FORMAT:
+            version = "elmo_jax 0.2 or older" if saved is None else f"another elmo_jax (format {brief(saved, 30)})"
+            raise InputError(
+                f"{self.path} holds a run of {version}, whose sentences come in another order and whose checkpoints "
+                "are written otherwise. Go on with the version that began it, or begin a new run from its model: "
+                f"--init {self.path} and another --workdir"
+            )
 
     def rows(self, begun: Begun | None, config: Config, devices: int) -> int:
         """Rows of the run on all devices: those of a new run, or of the one that has begun, if its config agrees."""
@@ -134,7 +148,8 @@ class Workdir:
             except OSError as error:
                 raise InputError(f"cannot write to {self.path} ({error}); give another --workdir") from None
             vocabulary.save(self.path / "vocab.txt")
-            self._write(self.config, json.dumps({"rows": rows, "text": text} | to_json(config), indent=1) + "\n")
+            values = {"format": FORMAT, "rows": rows, "text": text}
+            self._write(self.config, json.dumps(values | to_json(config), indent=1) + "\n")
 
     def converted(self) -> bool:
         """Whether this is a converted model that has not been trained here."""

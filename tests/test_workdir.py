@@ -13,6 +13,7 @@ from conftest import ROOT, fails, metrics, same_file, script_environment, write_
 from etils import epath
 
 import train
+from elmo_jax.config import differences, load_config
 from elmo_jax.errors import InputError
 from elmo_jax.workdir import Workdir
 
@@ -119,6 +120,37 @@ def test_wrong_rows_in_config_json(project, run, capsys, rows, message):
     assert sorted(path for path in run.rglob("*")) == before
     (run / "config.json").write_text(text)
     train.main(command(project, run))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": None}, "a run of elmo_jax 0.2 or older"),
+        ({"format": 3}, "a run of another elmo_jax (format 3)"),
+        ({"format": ["x" * 10**6]}, "a run of another elmo_jax (format ['xxx"),
+    ],
+)
+def test_a_run_of_another_version_is_refused(project, run, tmp_path, capsys, changes, message):
+    """Nothing of it is touched; a new run can begin from its model."""
+    saved = json.loads((run / "config.json").read_text()) | changes
+    saved = {name: value for name, value in saved.items() if value is not None}
+    (run / "config.json").write_text(json.dumps(saved))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    printed = fails(train.main, command(project, run), message, capsys)
+    assert f"--init {run} and another --workdir" in printed
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    if changes == {"format": None}:
+        train.main([*command(project, tmp_path / "new"), "--init", str(run), "--train.steps", "1"])
+        assert metrics(tmp_path / "new")[-1]["step"] == 1
+
+
+def test_fields_that_config_json_lacks_have_their_defaults(project, run):
+    """As in a run that began before there was such a field."""
+    saved = json.loads((run / "config.json").read_text())
+    del saved["train"]["profile"], saved["model"]["activation"], saved["data"]["shuffle"]
+    (run / "config.json").write_text(json.dumps(saved))
+    begun = Workdir(epath.Path(run)).begun()
+    assert differences(begun.config, load_config(str(project / "mine.py"))) == ["train.steps is 6, was 4"]
 
 
 def test_damaged_metrics_lines_are_passed_over(project, run):
