@@ -25,8 +25,23 @@ def listed(phrases: Sequence[str], separator: str = "; ", limit: int = 10) -> st
     return separator.join([*phrases[:limit], *more])
 
 
+def told(error: BaseException) -> str | None:
+    """What a user is told of bad input, failing files, missing extras or too little memory; None: of a fault nothing.
+
+    JAX's error of too little memory is a RuntimeError or ValueError, known by its text without importing JAX.
+    """
+    if isinstance(error, MemoryError) or (
+        type(error).__name__.endswith(("RuntimeError", "ValueError")) and OOM in str(error)
+    ):
+        return (
+            f"not enough memory: {brief(error) or 'the system gave no more'}; a smaller batch_size, window or model "
+            "needs less (train.batch_size, train.window), and so does precision bfloat16"
+        )
+    return brief(error, 2000) if isinstance(error, (InputError, OSError, ImportError)) else None
+
+
 def exit_on_bad_input(script: Callable[..., None]) -> Callable[..., None]:
-    """Turns bad input, failing files, missing extras and too little memory into one line on stderr and exit code 2."""
+    """Turns errors that users are `told` of into one line on stderr and exit code 2."""
 
     @functools.wraps(script)
     def wrapped(*args: object, **kwargs: object) -> None:
@@ -39,14 +54,10 @@ def exit_on_bad_input(script: Callable[..., None]) -> Callable[..., None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(141) from None
         except Exception as error:
-            message: object = error
-            # JAX's error of too little memory is a RuntimeError, known by its text without importing JAX.
-            if isinstance(error, MemoryError) or (type(error).__name__.endswith("RuntimeError") and OOM in str(error)):
-                wanted = brief(error) or "the system gave no more"
-                message = f"not enough memory: {wanted}; a smaller batch_size, window or model needs less"
-            elif not isinstance(error, (InputError, OSError, ImportError)):
+            message = told(error)
+            if message is None:
                 raise
-            print(f"\nerror: {brief(message, 2000)}", file=sys.stderr)
+            print(f"\nerror: {message}", file=sys.stderr)
             raise SystemExit(2) from None
 
     return wrapped

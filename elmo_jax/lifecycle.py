@@ -3,24 +3,40 @@
 import contextlib
 import itertools
 import os
+import re
+import secrets
 import signal
+import socket
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
+from etils import epath
 
 from elmo_jax import parallel
-from elmo_jax.errors import InputError
+from elmo_jax.errors import brief, told
+from elmo_jax.files import as_path, is_remote, writing
 from elmo_jax.workdir import Workdir
 
 Item = TypeVar("Item")
-# What errors say when another process is gone: by its sockets, or by the service that watches over all of them.
-LOST = ("gloo", "connection", "socket", "heartbeat", "coordination", "unavailable", "deadline_exceeded", "barrier")
+# What JAX's runtime says when another process is gone: by its sockets, or by the service that watches over all of them.
+LOST = {
+    jax.errors.JaxRuntimeError: re.compile(
+        r"\bGloo\b|heartbeat|coordination service|\bBarrier\b|Socket closed|Connection (closed|reset|refused)|"
+        "remote process exited|^DEADLINE_EXCEEDED: "
+    ),
+    ValueError: re.compile(r"^[A-Z_]+: Gloo "),
+}
+# Seconds between two looks for what other processes say, on disk and in an object store, which is paid for each look;
+# and those that a process which has lost others waits for it.
+LOOK_EVERY, REASON_WAIT = {False: 2, True: 15}, 3
+GO_ON = "start the same command on all hosts to go on"
 
 
 class Told(Exception):
@@ -113,23 +129,104 @@ class Profiler:
         folder.cleanup()
 
 
-@contextlib.contextmanager
-def ending_together() -> Iterator[None]:
-    """Where there are other processes an error ends this one at once, told as it is: a regular exit waits for them."""
-    try:
-        yield
-    except (Exception, KeyboardInterrupt) as error:
-        if not parallel.has_peers():
-            raise
-        reason, code = " ".join(str(error).split())[:300], 2
-        if isinstance(error, (InputError, OSError, ImportError)):
-            message = f"error: {reason}"
-        elif isinstance(error, KeyboardInterrupt):
-            message, code = "interrupted", 130
-        elif any(word in str(error).lower() for word in LOST):
-            message = f"error: lost the other processes ({reason}); start the same command on all hosts to go on"
-        else:
-            traceback.print_exc()
-            message, code = f"error: {type(error).__name__}: {reason}; the other processes will stop, too", 1
+class Reasons:
+    """Why processes of a run have ended: files in a folder that all hosts see, from each that failed to all others.
+
+    A process that waits for another in a collective is not told by JAX why it waits in vain, and on TPU and GPU not
+    even that it does before a heartbeat is missed. Whatever fails here is passed over: the reason is a service.
+    """
+
+    def __init__(self, folder: epath.Path):
+        self.folder, self.every = folder, LOOK_EVERY[is_remote(folder)]
+        if parallel.is_first_process():
+            with contextlib.suppress(Exception):
+                for file in folder.glob("process-*.txt"):
+                    file.unlink()
+                folder.rmdir()
+        # Reasons of other commands on the same folder, which the lock may have refused, are not this one's.
+        self._command = f"command {parallel.gather_values([secrets.randbits(32)])[0][0]}\n"
+        self.ending = threading.Lock()  # of the thread that ends this process: one alone tells why
+
+    def leave(self, reason: str) -> None:
+        """Tells the others why this process ends."""
+        me = jax.process_index()
+        with contextlib.suppress(Exception):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with writing(self.folder / f"process-{me}.txt") as partial:
+                text = f"process {me} on {socket.gethostname()} has ended: {reason}\n{self._command}"
+                partial.write_text(text, encoding="utf-8")
+
+    def found(self, seconds: float = 0) -> str | None:
+        """What another process has left, waited for so long."""
+        until = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(Exception):
+                for file in sorted(self.folder.glob("process-*.txt")):
+                    reason, _, command = file.read_text(encoding="utf-8").partition("\n")
+                    if command == self._command:
+                        return reason
+            if time.monotonic() >= until:
+                return None
+            time.sleep(0.5)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Ends this process when another has left a reason."""
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(self.every):
+                if reason := self.found():
+                    with self.ending:
+                        self.end(f"error: {reason}; {GO_ON}", 2)
+
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield
+        finally:
+            done.set()
+
+    def end(self, message: str, code: int) -> NoReturn:
+        """Ends this process at once: a regular exit waits for the others.
+
+        When the first process ends, JAX kills the others: it gives them time to look for the reason.
+        """
         print(f"\n{message}", file=sys.stderr, flush=True)
+        if parallel.is_first_process():
+            time.sleep(self.every + 1)
         os._exit(code)
+
+
+def lost(error: BaseException | None) -> bool:
+    """Whether an error is JAX's runtime missing another process, or was raised because of such a one."""
+    while error is not None:
+        if type(error) in LOST and LOST[type(error)].search(str(error)) and told(error) is None:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextlib.contextmanager
+def ending_together(workdir: str | None = None) -> Iterator[None]:
+    """Where there are other processes an error ends this one at once, and all others with the reason of the first."""
+    if not parallel.has_peers():
+        yield
+        return
+    reasons = Reasons(Workdir(as_path(workdir)).errors)
+    with reasons.watched():
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            with reasons.ending:
+                if lost(error):
+                    reason = reasons.found(REASON_WAIT) or f"lost the other processes ({brief(error, 300)})"
+                    reasons.end(f"error: {reason}; {GO_ON}", 2)
+                if isinstance(error, KeyboardInterrupt):
+                    reason, code = "interrupted", 130
+                elif (reason := told(error)) is not None:
+                    code = 2
+                else:
+                    traceback.print_exc()
+                    reason, code = f"{type(error).__name__}: {brief(error, 300)}", 1
+                reasons.leave(reason)
+                reasons.end(f"error: {reason}; the other processes will stop, too", code)

@@ -1,8 +1,12 @@
 """Data parallelism over devices and processes: the only file that knows pmap."""
 
+import functools
 import os
+import socket
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from elmo_jax.errors import InputError
+from elmo_jax.errors import InputError, listed
 from elmo_jax.products import compiled_for
 
 AXIS = "data"
@@ -81,15 +85,33 @@ def gather_values(values: list[int]) -> list[list[int]]:
 
 
 def check_same(checksums: dict[str, int]) -> None:
-    """Raises InputError, on all processes, where one has another checksum than the first."""
-    everyones = gather_values(list(checksums.values()))
-    for number, name in enumerate(checksums):
-        others = [process for process, values in enumerate(everyones) if values[number] != everyones[0][number]]
-        if others:
-            raise InputError(
-                f"process {', '.join(map(str, others[:10]))} has another {name} than process 0; start the same "
-                "command, with the same files and the same software, on all hosts"
-            )
+    """Raises InputError, on all processes, where one has another checksum, or another elmo_jax, than the first."""
+    for compared in ({"version of elmo_jax": code_checksum()}, checksums):  # which first says what is compared then
+        everyones = gather_values(list(compared.values()))
+        for number, name in enumerate(compared):
+            others = [process for process, values in enumerate(everyones) if values[number] != everyones[0][number]]
+            if others:
+                hosts = gather_hosts()
+                named = listed([f"process {process} (host {hosts[process]})" for process in others], ", ")
+                raise InputError(
+                    f"{named} {'has' if len(others) == 1 else 'have'} another {name} than process 0 (host {hosts[0]}); "
+                    "start the same command, with the same files and the same software, on all hosts"
+                )
+
+
+def code_checksum() -> int:
+    """CRC-32 of this package's Python files and their names."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return functools.reduce(lambda crc, file: zlib.crc32(file.name.encode() + file.read_bytes(), crc), files, 0)
+
+
+def gather_hosts() -> list[str]:
+    """The name of each process' host; every process calls it."""
+    name = np.zeros(64, np.uint8)
+    own = np.frombuffer(socket.gethostname().encode()[:64], np.uint8)
+    name[: len(own)] = own
+    everyones = np.reshape(multihost_utils.process_allgather(name), (-1, 64))
+    return [bytes(host).rstrip(b"\0").decode("utf-8", "replace") for host in everyones]
 
 
 def stop_requested(step: int) -> bool:
