@@ -62,29 +62,14 @@ def of_training_step(model: ModelConfig, positions: int, words: Iterable[tuple[i
     return 3 * (of_lstms(model) * positions + spelled + softmax)
 
 
-def moved_in_training_step(
-    model: ModelConfig, rows: int, window: int, negatives: int, parameters: int, softmax_rows: int, size: int
-) -> int:
-    """Bytes that a step of one device reads from and writes to its memory, if no weights stay near the processor.
-
-    `parameters` without the softmax, of which a step touches `softmax_rows`; `size` bytes a number in a product.
-    Left out: word vectors and what is small beside the rest.
-    """
-    projection = model.projection_dim * model.cell_dim if model.projection_dim != model.cell_dim else 0
-    weights = 2 * model.projection_dim * 4 * model.cell_dim + projection
-    read = 2 * window * weights * size  # at every position forward and backward
-    # Of every position the four gates and the cell are written and read, the gradient of z written and read twice.
-    kept = rows * window * model.cell_dim * (2 * (4 * size + 4) + 3 * 4 * size)
-    logits = 2 * rows * window * negatives * 4 * 4  # written and read forward and backward
-    updated = parameters * 4 * 6  # gradient, accumulator and parameter, each written and read
-    touched = softmax_rows * (model.projection_dim + 1) * 4 * 10  # the same, and gathered and scattered
-    return 2 * model.layers * (read + kept) + logits + updated + touched
-
-
 def exchanged(program: str) -> Counter[str]:
-    """Bytes of every collective's result in a compiled program, by the collective's name."""
+    """Bytes of every collective's result in a compiled program, by the collective's name.
+
+    Not of those in a training step's further rounds (`softmax_table.Exchange`), of which there is hardly ever one.
+    """
     found = Counter()
-    for results, name in re.findall(r"= (.*) (all-reduce|all-gather|reduce-scatter|all-to-all)\(", program):
+    lines = "\n".join(line for line in program.splitlines() if "further_rounds" not in line)
+    for results, name in re.findall(r"= (.*) (all-reduce|all-gather|reduce-scatter|all-to-all)\(", lines):
         for kind, shape in re.findall(r"([a-z]+\d+)\[([\d,]*)\]", results):
             size = prod(int(length) for length in shape.split(",") if length)
             found[name] += size * int(re.sub("[a-z]+", "", kind)) // 8

@@ -10,10 +10,14 @@ import numpy as np
 from jax import lax
 
 from elmo_jax.config import ModelConfig, Precision
-from elmo_jax.losses import full_softmax_loss, softmax_axes
+from elmo_jax.losses import full_softmax_loss
 from elmo_jax.model import Reading, State, read_window, word_vectors, zero_state
 from elmo_jax.parallel import AXIS, parallel
+from elmo_jax.softmax_table import PARAMETER_AXES, places_of
 from elmo_jax.streams import Batch
+
+# Tokens of all devices together that are scored at a time: each device holds the outputs of as many.
+TOKENS_TOGETHER = 2**15
 
 
 class Perplexity(NamedTuple):
@@ -24,6 +28,21 @@ class Perplexity(NamedTuple):
     backward: float
 
 
+def token_losses(
+    hidden: jax.Array, softmax: dict[str, jax.Array], targets: jax.Array, precision: Precision
+) -> jax.Array:
+    """Loss [T, b] of a window's tokens: hidden [T, b, P], this device's part of the softmax, targets [T, b] its places.
+
+    Goes over the window in pieces of as many positions as do not exceed TOKENS_TOGETHER.
+    """
+    window, rows, size = hidden.shape
+    everyones = rows * lax.axis_size(AXIS)
+    positions = max(n for n in range(1, window + 1) if window % n == 0 and (n == 1 or n * everyones <= TOKENS_TOGETHER))
+    table = softmax["weight"], softmax["bias"]
+    of_piece = lambda piece: full_softmax_loss(piece[0], *table, piece[1], precision, AXIS)
+    return lax.map(of_piece, (hidden.reshape(-1, positions * rows, size), targets.reshape(-1, positions * rows)))
+
+
 def evaluation_step(
     model: ModelConfig,
     precision: Precision,
@@ -31,35 +50,34 @@ def evaluation_step(
     lstm_state: State,
     batch: Batch,
     start_state: State | None,
-    axis: str | None = None,
 ) -> tuple[tuple[jax.Array, jax.Array], State]:
     """Full-softmax loss of one window: (sum over all devices' tokens of each direction [2], tokens []), LSTM state.
 
-    With `start_state` the state becomes that at each beginning of a sentence; otherwise it is carried on. `axis` as in
-    `full_softmax_loss`.
+    With `start_state` the state becomes that at each beginning of a sentence; otherwise it is carried on.
     """
     bilm, softmax = parameters["bilm"], parameters["softmax"]
     reading = Reading(batch.forward, batch.backward, None if start_state is None else batch.reset)
     vectors = word_vectors(model, bilm["words"], batch.words, batch.count, precision)
     activations, lstm_state = read_window(model, bilm, vectors, reading, lstm_state, start_state, precision=precision)
-    table = softmax["weight"], softmax["bias"]
+    devices = lax.axis_size(AXIS)
+    targets = places_of(batch.targets, len(batch.mask) * devices, len(softmax["bias"]) * devices)
     losses = [
-        full_softmax_loss(layers[-1].reshape(-1, model.projection_dim), *table, targets.T.ravel(), precision, axis)
-        for layers, targets in zip(activations, batch.targets, strict=True)
+        token_losses(layers[-1], softmax, places.T, precision)
+        for layers, places in zip(activations, targets, strict=True)
     ]
     mask = batch.mask.T.ravel()
-    sums = jnp.stack([jnp.where(mask, loss, 0.0).sum() for loss in losses])
+    sums = jnp.stack([jnp.where(mask, loss.ravel(), 0.0).sum() for loss in losses])
     return lax.psum((sums, mask.sum()), AXIS), lstm_state
 
 
-def evaluator(model: ModelConfig, precision: Precision = "float32", split: bool = False):
+def evaluator(model: ModelConfig, precision: Precision = "float32"):
     """Compiles `evaluate(parameters, batches, start_state) → Perplexity` for as many devices as the batches have.
 
-    parameters as in TrainState, with `split` each device's own words of the softmax; batches from a
-    LanguageModelStream; start_state as in `evaluation_step`.
+    parameters as `softmax_table.divide` and `training.place` put them on the devices, for the batches' rows; batches
+    from a LanguageModelStream; start_state as in `evaluation_step`.
     """
-    step = functools.partial(evaluation_step, model, precision, axis=AXIS if split else None)
-    step = parallel(step, (softmax_axes(split), 0, 0, None), (None, 0))
+    step = functools.partial(evaluation_step, model, precision)
+    step = parallel(step, (PARAMETER_AXES, 0, 0, None), (None, 0))
 
     def evaluate(parameters: dict[str, Any], batches: Iterable[Batch], start_state: State | None = None) -> Perplexity:
         """The perplexity of all batches; `batches` may raise to stop it between two windows."""

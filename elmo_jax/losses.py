@@ -4,6 +4,7 @@ N tokens, P size of the LSTMs' output, V vocabulary, S negatives. `d_x` is the g
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,6 @@ from elmo_jax.products import affine, product, rounded, transposed
 
 # Logits that the full softmax holds at a time, of all tokens for a block of the vocabulary.
 BLOCK = 2**24
-
-
-def softmax_axes(split: bool) -> dict[str, int | None]:
-    """Axis of the devices in each part of the parameters; `split`: each has its own part of the softmax's words."""
-    return {"bilm": None, "softmax": 0 if split else None}
 
 
 def blocks(vocabulary_size: int, tokens: int) -> tuple[int, jax.Array, jax.Array]:
@@ -150,33 +146,45 @@ def sample_negatives(vocabulary_size: int, count: int, key: tuple[int, ...]) -> 
         size = len(draws)
 
 
-def log_expected_count(ids: jax.Array, draws: jax.Array, vocabulary_size: int) -> jax.Array:
+def log_expected_count(ids: jax.Array, draws: jax.Array, vocabulary_size: int | jax.Array) -> jax.Array:
     """Log of how often a word is expected among unique samples, log(1 - (1 - P(v))^draws): ids [N], draws [] → [N]."""
-    probability = jnp.log1p(1 / (ids.astype(jnp.float32) + 1)) / np.float32(np.log(vocabulary_size + 1))
+    of_all = jnp.log(jnp.asarray(vocabulary_size, jnp.float32) + 1)
+    probability = jnp.log1p(1 / (ids.astype(jnp.float32) + 1)) / of_all
     return jnp.log(-jnp.expm1(draws.astype(jnp.float32) * jnp.log1p(-probability)))
+
+
+class SampledWords(NamedTuple):
+    """The words of a sampled softmax.
+
+    targets              int32 [N]
+    negatives            int32 [S]
+    target_log_counts    [N] see `log_expected_count`
+    negative_log_counts  [S]
+    """
+
+    targets: jax.Array
+    negatives: jax.Array
+    target_log_counts: jax.Array
+    negative_log_counts: jax.Array
 
 
 @jax.named_scope("softmax")
 def sampled_softmax_loss(
     hidden: jax.Array,
-    weight: jax.Array,
-    bias: jax.Array,
-    targets: jax.Array,
-    negatives: jax.Array,
-    target_log_count: jax.Array,
-    negative_log_count: jax.Array,
+    targets: dict[str, jax.Array],
+    negatives: dict[str, jax.Array],
+    words: SampledWords,
     precision: Precision = "float32",
 ) -> jax.Array:
     """-log p(target) among the target and the negatives, logits corrected by their log expected counts → [N].
 
-    hidden [N, P]; weight [K, P], bias [K]: any rows of the softmax; targets int32 [N], negatives int32 [S]: which of
-    these rows; log counts [N] and [S]. A negative that is the target itself is removed (TensorFlow's
-    sampled_softmax_loss with remove_accidental_hits).
+    hidden [N, P]; rows of the softmax {"weight" [N, P], "bias" [N]} of the targets, and [S, P], [S] of the negatives.
+    A negative that is the target itself is removed (TensorFlow's sampled_softmax_loss with remove_accidental_hits).
     """
-    target_logits = (hidden * weight[targets]).sum(-1) + bias[targets] - target_log_count
-    corrections = bias[negatives] - negative_log_count
-    logits = affine(hidden, transposed(weight[negatives], "float32"), corrections, precision)
-    logits = jnp.where(negatives[None] == targets[:, None], -jnp.inf, logits)
+    target_logits = (hidden * targets["weight"]).sum(-1) + targets["bias"] - words.target_log_counts
+    corrections = negatives["bias"] - words.negative_log_counts
+    logits = affine(hidden, transposed(negatives["weight"], "float32"), corrections, precision)
+    logits = jnp.where(words.negatives[None] == words.targets[:, None], -jnp.inf, logits)
     largest = lax.stop_gradient(jnp.maximum(target_logits, logits.max(-1)))
     total = jnp.exp(target_logits - largest) + jnp.exp(logits - largest[:, None]).sum(-1)
     return largest + jnp.log(total) - target_logits

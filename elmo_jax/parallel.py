@@ -204,28 +204,10 @@ def gather(tree: Any) -> Any:
     return jax.tree.map(lambda array: np.asarray(array).reshape(-1, *array.shape[2:]), tree)
 
 
-def split_words(array: np.ndarray, devices: int, fill: float) -> np.ndarray:
-    """[V, ..] → [devices, v, ..] with v = V / devices rounded up; the places left over hold `fill`."""
-    each = -(-len(array) // devices)
-    padding = [(0, each * devices - len(array)), *[(0, 0)] * (array.ndim - 1)]
-    return np.pad(array, padding, constant_values=fill).reshape(devices, each, *array.shape[1:])
-
-
-def shard_words(tree: Any, fill: Any) -> Any:
-    """Arrays [V, ..] that all processes have → [devices, v, ..]: every device of all processes its part, in order."""
-    own = own_rows(global_device_count())
-    split = lambda array, value: split_words(np.asarray(array), global_device_count(), value)[own.start : own.stop]
-    return _place(jax.tree.map(split, tree, fill), P(AXIS))
-
-
-def gather_words(tree: Any, vocabulary_size: int) -> Any:
-    """The inverse of `shard_words`, NumPy arrays [V, ..] on every process; every process calls it."""
-
-    def join(array: jax.Array) -> np.ndarray:
-        parts = multihost_utils.process_allgather(np.asarray(array), tiled=True)
-        return np.reshape(parts, (-1, *array.shape[2:]))[:vocabulary_size]
-
-    return jax.tree.map(join, tree)
+def gather_parts(array: jax.Array) -> np.ndarray:
+    """[devices, n, ..] → NumPy [all devices of all processes · n, ..] on every process; every process calls it."""
+    parts = multihost_utils.process_allgather(np.asarray(array), tiled=True)
+    return np.reshape(parts, (-1, *array.shape[2:]))
 
 
 def fetch(tree: Any) -> Any:

@@ -5,16 +5,15 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from conftest import SENTENCES, SMALL, TOLERANCE, relative_error, take_form, write_random_model
+from conftest import SENTENCES, SMALL, TOLERANCE, place_on, relative_error, take_form, write_random_model
 from test_training import ROWS, VOCABULARY, WINDOW, config, corpus, initial_parameters, train
 
 import elmo_jax
 from elmo_jax import compilation, engine, parallel, training, word_vectors
 from elmo_jax.char_cnn import char_cnn_shapes, character_cnn
-from elmo_jax.losses import softmax_axes
 from elmo_jax.model import _state_after, zero_state
 from elmo_jax.products import FORMS, compiled_for, form, platform, product
-from elmo_jax.streams import Batch, LanguageModelStream, word_table
+from elmo_jax.streams import Batch, LanguageModelStream, word_encoder
 
 OTHERS = [name for name in FORMS if name != "cpu"]
 
@@ -22,21 +21,22 @@ OTHERS = [name for name in FORMS if name != "cpu"]
 def losses_and_gradients(config, devices):
     """Of a window: losses, gradients and the LSTM state that it leaves, and the program's text."""
     text = corpus()
-    encode = word_table(text, config.model).__getitem__
+    encode = word_encoder(text, config.model)
     batch = next(LanguageModelStream(text, ROWS, WINDOW, encode, devices=devices))
     parameters = jax.tree.map(np.asarray, initial_parameters(config.model))
     negatives = training.draw_negatives(config, len(VOCABULARY), 1) if config.train.softmax == "sampled" else None
     lstm_state = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, leaf.shape[-1]), zero_state(config.model, ROWS))
     row_ids = np.arange(ROWS, dtype=np.int32).reshape(devices, -1)
 
-    def gradients(parameters, lstm_state, batch, row_ids):
-        touched = training.touched_words(batch, negatives, len(VOCABULARY))
-        inputs = training.LossInputs(np.int32(0), lstm_state, batch, row_ids, touched)
-        found, losses, state = training.loss_gradients(config, touched.select(parameters), inputs)
-        return found["bilm"], found["softmax"], losses, state
+    def gradients(state, lstm_state, batch, row_ids):
+        inputs, exchange = training.loss_inputs(state, lstm_state, batch, row_ids, negatives)
+        rows = state.parameters["softmax"] if exchange is None else exchange.fetch(state.parameters["softmax"])
+        found, losses, lstm_state = training.loss_gradients(config, state.parameters | {"softmax": rows}, inputs)
+        return found["bilm"], jax.tree.leaves(found["softmax"]), losses, lstm_state
 
-    program = parallel.parallel(gradients, (softmax_axes(False), 0, 0, 0), (None, None, None, 0))
-    arguments = parameters, lstm_state, batch, row_ids
+    state = place_on(devices, training.init_state(parameters), ROWS)
+    program = parallel.parallel(gradients, (training.STATE_AXES, 0, 0, 0), (None, 0, None, 0))
+    arguments = state, lstm_state, batch, row_ids
     return jax.tree.map(np.asarray, program(*arguments)), program.lower(*arguments).as_text()
 
 

@@ -1,23 +1,25 @@
 """Training against the original: replays the recorded batches of bilm-tf runs."""
 
+import functools
 import itertools
 import json
 
 import h5py
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import GOLDEN, TOLERANCE, place_on, relative_error, to_host
 
-from elmo_jax import training
+from elmo_jax import softmax_table, training
 from elmo_jax.config import Config, TrainConfig, from_options
 from elmo_jax.convert import tree_of, variable_names
 from elmo_jax.corpus import Corpus, sentences
 from elmo_jax.evaluation import evaluator
-from elmo_jax.losses import full_softmax_loss, sampled_softmax_loss, softmax_axes
+from elmo_jax.losses import SampledWords, full_softmax_loss, sampled_softmax_loss
 from elmo_jax.model import zero_state
-from elmo_jax.parallel import fetch, gather, gather_words, parallel
-from elmo_jax.streams import LanguageModelStream, make_batch, word_table
+from elmo_jax.parallel import fetch, gather, parallel
+from elmo_jax.streams import LanguageModelStream, Layout, make_batch, word_encoder
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import named_weights, write_arrays
 
@@ -82,19 +84,19 @@ def test_replay(folder, tmp_path):
     step = training.step_on_devices(config, donate=False)
     initial = training.init_state(read_tree(folder / "initial.npz", model))
     size = len(initial.parameters["softmax"]["bias"])
-    state = place_on(devices, config, initial)
+    state = place_on(devices, initial, rows)
     lstm_state = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, leaf.shape[-1]), zero_state(model, rows))
     row_ids = np.arange(rows, dtype=np.int32).reshape(devices, -1)
 
-    def first_gradients(parameters, lstm_state, batch, row_ids):
-        touched = training.touched_words(batch, None, size)
-        inputs = training.LossInputs(np.int32(0), lstm_state, batch, row_ids, touched)
-        gradients = training.loss_gradients(config, parameters, inputs)[0]
-        return gradients["bilm"], gradients["softmax"]
+    def first_gradients(state, lstm_state, batch, row_ids):
+        inputs, _ = training.loss_inputs(state, lstm_state, batch, row_ids, None)
+        gradients = training.loss_gradients(config, state.parameters, inputs)[0]
+        return gradients["bilm"], gradients["softmax"]["weight"], gradients["softmax"]["bias"]
 
-    first = state.parameters, lstm_state, recorded_batch(trace, 0, devices), row_ids
-    bilm, softmax = parallel(first_gradients, (softmax_axes(True), 0, 0, 0), (None, 0))(*first)
-    gradients = {"bilm": fetch(bilm), "softmax": gather_words(softmax, size)}
+    first = state, lstm_state, recorded_batch(trace, 0, devices), row_ids
+    bilm, *softmax = parallel(first_gradients, (training.STATE_AXES, 0, 0, 0), (None, 0, 0))(*first)
+    softmax = softmax_table.to_host(dict(zip(("weight", "bias"), softmax, strict=True)), size, rows)
+    gradients = {"bilm": fetch(bilm), "softmax": softmax}
     assert worst(gradients, read_tree(folder / "gradients_step0.npz", model)) < TOLERANCE
 
     losses, norms, per_direction = [], [], []
@@ -108,7 +110,7 @@ def test_replay(folder, tmp_path):
     assert relative_error(norms, trace["gradient_norm"]) < TOLERANCE
     assert relative_error(per_direction, trace["loss_per_direction"].mean(1)) < TOLERANCE
 
-    state = to_host(devices, config, state, size)
+    state = to_host(devices, state, size, rows)
     assert worst(state.parameters, read_tree(folder / "final.npz", model)) < TOLERANCE
     assert worst(state.accumulators, read_tree(folder / "final_adagrad_accumulator.npz", model)) < TOLERANCE
     final = np.load(folder / "final_lstm_state.npz")
@@ -146,13 +148,15 @@ def test_sampled_softmax(golden):
     inputs = data["hidden"], data["softmax_W"], data["softmax_b"]
     targets, ids = data["labels"].astype(np.int32), data["sampled_ids"].astype(np.int32)
     counts = np.log(data["true_expected_count"]), np.log(data["sampled_expected_count"])
+    words = SampledWords(targets, ids, *counts)
 
-    def mean_loss(hidden, weight, bias):
-        return sampled_softmax_loss(hidden, weight, bias, targets, ids, *counts).mean()
+    def losses(hidden, weight, bias):
+        rows = ({"weight": weight[some], "bias": bias[some]} for some in (targets, ids))
+        return sampled_softmax_loss(hidden, *rows, words)
 
-    loss = sampled_softmax_loss(*inputs, targets, ids, *counts)
-    assert relative_error(loss, data["sampled_loss"]) < TOLERANCE
-    gradients = jax.grad(mean_loss, argnums=(0, 1, 2))(*inputs)
+    inputs = tuple(map(jnp.asarray, inputs))
+    assert relative_error(losses(*inputs), data["sampled_loss"]) < TOLERANCE
+    gradients = jax.grad(lambda *inputs: losses(*inputs).mean(), argnums=(0, 1, 2))(*inputs)
     for gradient, name in zip(gradients, ("grad_hidden", "grad_W", "grad_b"), strict=True):
         assert relative_error(gradient, data[name]) < TOLERANCE
     assert relative_error(full_softmax_loss(*inputs, targets), data["full_loss"]) < TOLERANCE
@@ -163,8 +167,11 @@ EVALUATIONS = [folder for folder in TRACES if (folder / "evaluation.json").exist
 
 @pytest.mark.skipif(not EVALUATIONS, reason=f"no evaluations under {GOLDEN}/training (set ELMO_GOLDEN)")
 @pytest.mark.parametrize("folder", EVALUATIONS, ids=lambda folder: folder.name)
-def test_perplexity(folder):
-    """The original's figure, on the tokens that it counts: it stops when the first row runs dry."""
+def test_perplexity(folder, monkeypatch):
+    """The original's figure, on the tokens that it counts.
+
+    A sentence goes to the row that is free first, and it stops when the first row runs dry.
+    """
     model = from_options(json.loads((folder / "options.json").read_text()), "options.json")
     recorded = json.loads((folder / "evaluation.json").read_text())
     texts = sorted((folder.parent / "text").glob("*_vocab.txt"))
@@ -176,9 +183,12 @@ def test_perplexity(folder):
     heldout = vocabulary_file.with_name(vocabulary_file.name.replace("_vocab", "_heldout"))
     text = Corpus(sentences([str(heldout)], "TEXT"), vocabulary)
     rows = recorded["test_batch_size"]
-    parameters, encode = read_tree(folder / "final.npz", model), word_table(text, model).__getitem__
+    parameters = place_on(1, training.init_state(read_tree(folder / "final.npz", model)), rows).parameters
+    stream = LanguageModelStream(text, rows, 1, word_encoder(text, model))
+    layout = Layout(rows, 1, enumerate(np.diff(text.starts) - 1))
+    monkeypatch.setattr(stream, "segments", functools.partial(next, layout))
+    windows = list(stream)
     evaluate = evaluator(model)
-    windows = list(LanguageModelStream(text, rows, 1, encode, passes=1))
     counted = list(itertools.takewhile(lambda batch: batch.mask.all(), windows))
     assert relative_error(evaluate(parameters, counted).both, recorded["test_perplexity"]) < TOLERANCE
     assert sum(batch.mask.sum() for batch in windows) == text.tokens > rows * len(counted)

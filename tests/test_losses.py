@@ -7,7 +7,7 @@ import pytest
 from conftest import TOLERANCE, relative_error
 
 from elmo_jax import losses
-from elmo_jax.losses import full_softmax_loss, log_expected_count, sample_negatives, sampled_softmax_loss
+from elmo_jax.losses import SampledWords, full_softmax_loss, log_expected_count, sample_negatives, sampled_softmax_loss
 
 
 def example(tokens=5, dim=7, vocabulary=23, seed=0):
@@ -15,6 +15,12 @@ def example(tokens=5, dim=7, vocabulary=23, seed=0):
     hidden, weight, bias = (generator.normal(size=s) for s in ((tokens, dim), (vocabulary, dim), (vocabulary,)))
     targets = generator.integers(0, vocabulary, tokens).astype(np.int32)
     return (*(a.astype(np.float32) for a in (hidden, weight, bias)), targets)
+
+
+def sampled(hidden, weight, bias, words):
+    """The sampled softmax of whole tables."""
+    rows = ({"weight": weight[ids], "bias": bias[ids]} for ids in (words.targets, words.negatives))
+    return sampled_softmax_loss(hidden, *rows, words)
 
 
 @pytest.mark.parametrize("block", [4, 8, 23, 100])
@@ -51,7 +57,7 @@ def test_accidental_hits_count_nothing():
     hidden, weight, bias, targets = example()
     counts = np.zeros(5, np.float32), np.zeros(5, np.float32)
     negatives = targets[0] + np.zeros(5, np.int32)
-    loss = sampled_softmax_loss(hidden, weight, bias, targets, negatives, *counts)
+    loss = sampled(hidden, weight, bias, SampledWords(targets, negatives, *counts))
     assert loss[0] == 0
     assert (np.asarray(loss)[targets != targets[0]] > 0).all()
 
@@ -59,9 +65,8 @@ def test_accidental_hits_count_nothing():
 def test_sampled_softmax_over_all_words_is_the_full_softmax():
     hidden, weight, bias, targets = example()
     everything = np.arange(23, dtype=np.int32)
-    loss = sampled_softmax_loss(
-        hidden, weight, bias, targets, everything, np.zeros(5, np.float32), np.zeros(23, np.float32)
-    )
+    words = SampledWords(targets, everything, np.zeros(5, np.float32), np.zeros(23, np.float32))
+    loss = sampled(hidden, weight, bias, words)
     assert relative_error(loss, full_softmax_loss(hidden, weight, bias, targets)) < TOLERANCE
 
 

@@ -8,25 +8,29 @@ import pytest
 from conftest import SMALL, TOLERANCE, place_on, relative_error, take_form, to_host
 
 from benchmarks import operations
-from elmo_jax import training
+from elmo_jax import softmax_table, training
 from elmo_jax.config import Config, TrainConfig
 from elmo_jax.corpus import Corpus
 from elmo_jax.evaluation import evaluator
-from elmo_jax.losses import full_softmax_loss, log_expected_count, sampled_softmax_loss
+from elmo_jax.losses import SampledWords, full_softmax_loss, log_expected_count, sampled_softmax_loss
 from elmo_jax.model import zero_state
 from elmo_jax.modules import BiLM, init_bilm, init_softmax
 from elmo_jax.parallel import device_count
-from elmo_jax.streams import LanguageModelStream, word_table
+from elmo_jax.streams import LanguageModelStream, word_encoder
 from elmo_jax.vocabulary import Vocabulary
 
 ROWS, WINDOW = 4, 5
 VOCABULARY = Vocabulary(["<S>", "</S>", "<UNK>", *(f"w{number}" for number in range(40))])
 
 
-def corpus(sentences=60, seed=0):
+def random_sentences(count, seed=0):
     generator = np.random.default_rng(seed)
     words = [f"w{number}" for number in range(50)]  # ten of them are not in the vocabulary
-    return Corpus([list(generator.choice(words, generator.integers(1, 12))) for _ in range(sentences)], VOCABULARY)
+    return [list(generator.choice(words, generator.integers(1, 12))) for _ in range(count)]
+
+
+def corpus(count=60):
+    return Corpus(random_sentences(count), VOCABULARY)
 
 
 def config(**train):
@@ -42,10 +46,10 @@ def initial_parameters(model=SMALL):
 def train(config, devices, steps):
     """Losses of each step, the state (with its devices), and the LSTM state [rows, ..]."""
     text = corpus()
-    encode = word_table(text, config.model).__getitem__
+    encode = word_encoder(text, config.model)
     stream = LanguageModelStream(text, ROWS, WINDOW, encode, devices=devices, shuffle=True, seed=config.train.seed)
     step = training.step_on_devices(config, donate=False)
-    state = place_on(devices, config, training.init_state(initial_parameters(config.model)))
+    state = place_on(devices, training.init_state(initial_parameters(config.model)), ROWS)
     lstm_state = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, leaf.shape[-1]), zero_state(config.model, ROWS))
     row_ids = np.arange(ROWS, dtype=np.int32).reshape(devices, -1)
     losses = []
@@ -54,7 +58,7 @@ def train(config, devices, steps):
         negatives = training.draw_negatives(config, len(VOCABULARY), number) if sampled else None
         state, lstm_state, metrics = step(state, lstm_state, next(stream), row_ids, negatives)
         losses.append(np.asarray(metrics.losses.addressable_data(0)))
-    state = to_host(devices, config, state, len(VOCABULARY))
+    state = to_host(devices, state, len(VOCABULARY), ROWS)
     return np.array(losses), state, jax.tree.map(lambda leaf: np.asarray(leaf).reshape(ROWS, -1), lstm_state)
 
 
@@ -72,12 +76,22 @@ def test_number_of_devices_does_not_matter(options, others):
             assert relative_error(found, expected) < TOLERANCE
 
 
+def test_number_of_rounds_does_not_matter(monkeypatch):
+    """Of the exchange of the targets' rows: where there is little room in one, there are more of them."""
+    losses, state, _ = train(config(), 2, 3)
+    monkeypatch.setattr(softmax_table, "room", lambda *_: 1)
+    found_losses, found_state, _ = train(config(), 2, 3)
+    assert relative_error(found_losses, losses) < TOLERANCE
+    for found, expected in zip(jax.tree.leaves(found_state), jax.tree.leaves(state), strict=True):
+        assert relative_error(found, expected) < TOLERANCE
+
+
 @pytest.mark.parametrize("softmax", ["sampled", "full"])
 def test_step_is_the_dense_update(softmax):
     """Against autodiff through whole tables, optax's clip and optax's Adagrad, written without any of our update."""
     settings = config(softmax=softmax)
     text = corpus()
-    stream = LanguageModelStream(text, ROWS, WINDOW, word_table(text, SMALL).__getitem__, shuffle=True, seed=3)
+    stream = LanguageModelStream(text, ROWS, WINDOW, word_encoder(text, SMALL), shuffle=True, seed=3)
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adagrad(0.2, initial_accumulator_value=1.0, eps=0.0))
     parameters = initial_parameters()
     optimizer_state, lstm_state = optimizer.init(parameters), zero_state(SMALL, ROWS)
@@ -96,7 +110,8 @@ def test_step_is_the_dense_update(softmax):
                     continue
                 ids, draws = negatives.ids[direction], negatives.draws[direction]
                 counts = [log_expected_count(some, draws, len(VOCABULARY)) for some in (targets, ids)]
-                losses.append(sampled_softmax_loss(hidden, weight, bias, targets, ids, *counts).mean())
+                rows = ({"weight": weight[some], "bias": bias[some]} for some in (targets, ids))
+                losses.append(sampled_softmax_loss(hidden, *rows, SampledWords(targets, ids, *counts)).mean())
             return WINDOW * (losses[0] + losses[1]) / 2, (jnp.stack(losses), state)
 
         gradients, (losses, state) = jax.grad(loss, has_aux=True)(parameters)
@@ -146,7 +161,7 @@ def test_a_nan_of_any_bits_does_not_get_lost(monkeypatch, bits, platform):
         config(precision="bfloat16"), model=dataclasses.replace(SMALL, skip_connections=False)
     )
     text, step = corpus(), training.step_on_devices(settings, donate=False)
-    batch = next(LanguageModelStream(text, ROWS, WINDOW, word_table(text, SMALL).__getitem__))
+    batch = next(LanguageModelStream(text, ROWS, WINDOW, word_encoder(text, SMALL)))
     lstm_state = jax.tree.map(lambda leaf: leaf[None], zero_state(SMALL, ROWS))
     inputs = lstm_state, batch, np.arange(ROWS, dtype=np.int32)[None], training.draw_negatives(settings, 43, 1)
     leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, initial_parameters(settings.model)))
@@ -154,7 +169,8 @@ def test_a_nan_of_any_bits_does_not_get_lost(monkeypatch, bits, platform):
         broken = list(leaves)
         if leaf is not None:
             broken[number - 1] = np.full(leaf.shape, bits, np.uint32).view(np.float32)
-        _, _, metrics = step(training.init_state(jax.tree.unflatten(structure, broken)), *inputs)
+        state = place_on(1, training.init_state(jax.tree.unflatten(structure, broken)), ROWS)
+        _, _, metrics = step(state, *inputs)
         assert np.isfinite(metrics.loss + float(metrics.gradient_norm)) == (leaf is None)
 
 
@@ -171,12 +187,13 @@ def test_wide_filters_are_trained(width):
 def test_evaluation_is_exact_over_every_token():
     """Against a sum over the sentences of each row, one after the other in one window, by the whole softmax."""
     text, parameters = corpus(17), initial_parameters()
-    encode = word_table(text, SMALL).__getitem__
     rows = device_count()
-    batches = LanguageModelStream(text, rows, WINDOW, encode, devices=rows, passes=1)
-    found = evaluator(SMALL)(parameters, batches)
+    placed = training.place(training.init_state(parameters), rows).parameters
+    encode = word_encoder(text, SMALL)
+    batches = LanguageModelStream(text, rows, WINDOW, encode, devices=rows, once=True)
+    found = evaluator(SMALL)(placed, batches)
     sums, tokens = np.zeros(2), 0
-    for batch in LanguageModelStream(text, rows, 1000, encode, passes=1):
+    for batch in LanguageModelStream(text, rows, 1000, encode, once=True):
         inputs = batch.words[0], batch.count[0], batch.forward[0], batch.backward[0], zero_state(SMALL, rows)
         activations, _ = jax.jit(BiLM(SMALL).apply)({"params": parameters["bilm"]}, *inputs)
         mask = batch.mask[0]
@@ -192,16 +209,15 @@ def test_evaluation_is_exact_over_every_token():
 
 
 def test_evaluation_with_a_start_state_reads_sentences_one_by_one():
-    text, parameters = corpus(9), initial_parameters()
-    encode = word_table(text, SMALL).__getitem__
+    text, rows = corpus(9), device_count()
+    parameters = training.place(training.init_state(initial_parameters()), rows).parameters
+    encode = word_encoder(text, SMALL)
     losses = []
-    for sentence in range(len(text)):
-        one = Corpus(
-            [[text.words[t] for t in text.types[slice(*text.starts[sentence : sentence + 2])]][1:-1]], VOCABULARY
-        )
-        batches = LanguageModelStream(one, device_count(), 16, word_table(one, SMALL).__getitem__, devices=4, passes=1)
+    for sentence in random_sentences(9):
+        one = Corpus([sentence], VOCABULARY)
+        batches = LanguageModelStream(one, rows, 16, word_encoder(one, SMALL), devices=rows, once=True)
         losses.append(one.tokens * np.log(evaluator(SMALL)(parameters, batches).both))
-    batches = LanguageModelStream(text, device_count(), WINDOW, encode, devices=4, passes=1)
+    batches = LanguageModelStream(text, rows, WINDOW, encode, devices=rows, once=True)
     found = evaluator(SMALL)(parameters, batches, zero_state(SMALL))
     assert relative_error(np.log(found.both), sum(losses) / text.tokens) < TOLERANCE
 
@@ -220,27 +236,21 @@ def test_initial_values_are_those_of_bilm_tf():
 
 
 def communicated_bytes(devices, vocabulary_size, softmax):
-    """Bytes of every collective's result in the compiled training step, by its name."""
+    """Bytes of every collective's result in the compiled training step, by its name, without further rounds."""
     chosen = config(negatives=9, softmax=softmax)
-    words = vocabulary_size // devices if softmax == "full" else vocabulary_size
+    places = softmax_table.table_size(vocabulary_size, ROWS) // devices
 
     def initial():
-        parameters = {
-            "bilm": init_bilm(jax.random.key(0), SMALL),
-            "softmax": init_softmax(jax.random.key(1), SMALL, words),
-        }
-        if softmax == "full":
-            parameters["softmax"] = jax.tree.map(lambda leaf: jnp.stack([leaf] * devices), parameters["softmax"])
-        return training.init_state(parameters)
+        softmax = init_softmax(jax.random.key(1), SMALL, places)
+        softmax = jax.tree.map(lambda leaf: jnp.stack([leaf] * devices), softmax)
+        return training.init_state({"bilm": init_bilm(jax.random.key(0), SMALL), "softmax": softmax})
 
     shapes = jax.eval_shape(initial)
     text = corpus()
-    batch = next(LanguageModelStream(text, ROWS, WINDOW, word_table(text, SMALL).__getitem__, devices=devices))
+    batch = next(LanguageModelStream(text, ROWS, WINDOW, word_encoder(text, SMALL), devices=devices))
     lstm_state = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, leaf.shape[-1]), zero_state(SMALL, ROWS))
     row_ids = np.arange(ROWS, dtype=np.int32).reshape(devices, -1)
-    negatives = (
-        training.Negatives(np.zeros((2, 9), np.int32), np.full(2, 9, np.int32)) if softmax == "sampled" else None
-    )
+    negatives = training.draw_negatives(chosen, vocabulary_size, 1) if softmax == "sampled" else None
     step = training.step_on_devices(chosen)
     return operations.exchanged(step.lower(shapes, lstm_state, batch, row_ids, negatives).compile().as_text())
 
@@ -253,10 +263,11 @@ def test_communication_does_not_depend_on_the_vocabulary(softmax):
     parameters = jax.eval_shape(lambda: init_bilm(jax.random.key(0), SMALL))
     size = sum(leaf.size for leaf in jax.tree.leaves(parameters))
     tokens, hidden = 2 * ROWS * WINDOW, SMALL.projection_dim  # of both directions
-    if softmax == "sampled":
-        assert few["all-reduce"] == 4 * (size + (tokens + 2 * 9) * (hidden + 1) + 3)
-        assert few["all-gather"] == 4 * tokens
-        assert set(few) == {"all-reduce", "all-gather"}
+    if softmax == "sampled":  # negatives' rows and gradients; losses and the norm, the further rounds' number
+        assert few["all-reduce"] == 4 * (size + 2 * 2 * 9 * (hidden + 1) + 3 + 1)
+        asked = 2 * softmax_table.room(tokens // 2, 2, 10_000)
+        assert few["all-to-all"] == 4 * asked * (1 + 2 * (hidden + 1))  # places, then rows there and gradients back
+        assert set(few) == {"all-reduce", "all-to-all"}
     else:  # of every token: largest logit, normaliser, target's logit; a state and a target (all gradients are equal)
         assert few["all-reduce"] == 4 * (size + 3 * tokens + 2 + 1)
         assert few["all-gather"] == 4 * tokens * (hidden + 1)
