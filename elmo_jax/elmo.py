@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
+import jax
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
@@ -15,7 +16,7 @@ from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.engine import Engine, Request, StateMode
 from elmo_jax.errors import InputError
 from elmo_jax.files import as_path, is_remote
-from elmo_jax.parallel import check_process
+from elmo_jax.parallel import check_process, chosen_devices, device_places, devices_at
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import ModelFolder, read_folder, read_model
 
@@ -44,14 +45,19 @@ def load(
     *,
     options: PathLike | None = None,
     compilation_cache: bool = True,
+    devices: Sequence[jax.Device] | int | None = None,
 ) -> "Elmo":
     """Loads a model: `load(folder)`, a training workdir too, or `load("options.json", "weights.hdf5")`.
 
     Models without characters need a `vocab`, which a folder holds. Programs that the model compiles are kept for the
     next process in ~/.cache/elmo_jax, or where JAX has been told to keep all programs; without `compilation_cache`
     (or with the environment's ELMO_JAX_COMPILATION_CACHE=0) they are not. JAX's settings stay as they are.
+
+    The model embeds on all devices of this process, or on `devices`: some of them, or a number, the first ones. Models
+    on different devices work side by side in threads.
     """
     check_process()
+    chosen = chosen_devices(devices)
     given = {"model": model, "options": options, "weights": weights, "vocab": vocab}
     paths = {name: _absolute(name, path) for name, path in given.items() if path is not None}
     if paths.keys() == {"model"}:
@@ -63,7 +69,12 @@ def load(
             f"load() was given {', '.join(paths) or 'nothing'}; it takes a folder, load(FOLDER), or two files, "
             "load(OPTIONS, WEIGHTS), and for models without characters vocab=VOCABULARY"
         )
-    return Elmo(folder, paths, compilation_cache)
+    return Elmo(folder, paths, compilation_cache, None if devices is None else chosen)
+
+
+def _load_again(source: dict[str, str], compilation_cache: bool, places: list[tuple[str, int]] | None) -> "Elmo":
+    """What a pickled model becomes."""
+    return load(**source, compilation_cache=compilation_cache, devices=None if places is None else devices_at(places))
 
 
 def _absolute(name: str, path: PathLike) -> str:
@@ -78,15 +89,22 @@ class Elmo:
 
     The result is a function of the sentences and the arguments alone: no state is kept between calls but the vectors
     of words. May be used by several threads. Copies share its files' contents; pickled, it is the paths that it was
-    loaded from, and is loaded from them again. Processes must be spawned: in a fork JAX cannot compute.
+    loaded from and the places of its devices, if it was given some, and is loaded from them again. Processes must be
+    spawned: in a fork JAX cannot compute.
     """
 
-    def __init__(self, folder: ModelFolder, source: Mapping[str, str], compilation_cache: bool = True):
+    def __init__(
+        self,
+        folder: ModelFolder,
+        source: Mapping[str, str],
+        compilation_cache: bool = True,
+        devices: tuple[jax.Device, ...] | None = None,
+    ):
         self.model: ModelConfig = folder.model
         self.vocabulary: Vocabulary | None = folder.vocabulary
         self._source, self._compilation_cache = dict(source), compilation_cache
-        self._folder = folder
-        self._engine = Engine(folder, compilation_cache)
+        self._folder, self._devices = folder, devices
+        self._engine = Engine(folder, compilation_cache, chosen_devices(devices))
 
     @property
     def dim(self) -> int:
@@ -98,10 +116,11 @@ class Elmo:
         return f"Elmo(dim={self.dim}, layers={self.model.layers}, {source})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return functools.partial(load, **self._source, compilation_cache=self._compilation_cache), ()
+        places = None if self._devices is None else device_places(self._devices)
+        return functools.partial(_load_again, self._source, self._compilation_cache, places), ()
 
     def __copy__(self) -> "Elmo":
-        return Elmo(self._folder, self._source, self._compilation_cache)
+        return Elmo(self._folder, self._source, self._compilation_cache, self._devices)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Elmo":
         return self.__copy__()

@@ -14,8 +14,8 @@ from elmo_jax import compilation
 from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.errors import InputError
 from elmo_jax.model import Reading, State, prepared_layers, read_window, stacked, start_state, zero_state
-from elmo_jax.parallel import check_process, device_count, parallel, replicate, shard
-from elmo_jax.products import form, platform
+from elmo_jax.parallel import check_process, computing_on, parallel, replicate, shard
+from elmo_jax.products import Form, form, platform
 from elmo_jax.streams import Segments, SentenceStream, Window, longest_first_at_end, make_window
 from elmo_jax.weights import ModelFolder
 from elmo_jax.word_vectors import SpelledVectors, VocabularyVectors
@@ -81,32 +81,38 @@ def embedding_step(
 
 
 @functools.cache
-def embedding_program(model: ModelConfig, precision: Precision, devices: tuple[jax.Device, ...] | None = None):
-    """`embedding_step` over devices, or all of this process, compiled once for all models of one shape."""
+def embedding_program(model: ModelConfig, precision: Precision, devices: tuple[jax.Device, ...]):
+    """`embedding_step` over devices, compiled once for all models of one shape."""
     step = functools.partial(embedding_step, model, precision)
-    return parallel(step, (None, None, 0, 0), (0, 0), donate=(2,), devices=devices or jax.local_devices())
-
-
-def placed_start_state(folder: ModelFolder, keep: bool, mode: Literal["warm", "zero"], boundaries: bool) -> State:
-    """`start_state` on the devices."""
-    with compilation.keeping(keep):
-        return replicate(start_state(folder.model, folder.parameters, folder.vocabulary, mode, boundaries))
+    return parallel(step, (None, None, 0, 0), (0, 0), donate=(2,), devices=devices)
 
 
 class Engine:
-    """A model on this process' devices. Keeps nothing between calls but vectors of words; threads may share it."""
+    """A model on devices of this process. Keeps nothing between calls but vectors of words; threads may share it."""
 
-    def __init__(self, folder: ModelFolder, keep: bool):
-        self.model, self.keep = folder.model, keep
-        self.layers = functools.cache(
-            lambda precision: replicate(prepared_layers(folder.model, folder.parameters, precision))
-        )
-        self.start_state = functools.cache(functools.partial(placed_start_state, folder, keep))
+    def __init__(self, folder: ModelFolder, keep: bool, devices: tuple[jax.Device, ...]):
+        self.model, self.keep, self.devices, self._folder = folder.model, keep, devices, folder
+        with computing_on(devices):
+            self.form, self.platform = form(), platform()
+        self.layers = functools.cache(self._layers)
+        self.start_state = functools.cache(self._start_state)
         if folder.model.input == "characters":
-            self.words = SpelledVectors(folder.model, folder.parameters["words"], keep)
+            self.words = SpelledVectors(folder.model, folder.parameters["words"], devices, keep)
         else:
-            self.words = VocabularyVectors(folder.parameters["words"], folder.vocabulary)
+            self.words = VocabularyVectors(folder.parameters["words"], folder.vocabulary, devices)
         self._lock = threading.Lock()
+
+    def _layers(self, precision: Precision) -> dict[int, Any]:
+        """`prepared_layers` on the devices."""
+        with computing_on(self.devices):
+            return replicate(prepared_layers(self.model, self._folder.parameters, precision), self.devices)
+
+    def _start_state(self, mode: Literal["warm", "zero"], boundaries: bool) -> State:
+        """`start_state` on the devices."""
+        folder = self._folder
+        with compilation.keeping(self.keep), computing_on(self.devices):
+            state = start_state(folder.model, folder.parameters, folder.vocabulary, mode, boundaries)
+            return replicate(state, self.devices)
 
     def embed(self, sentences: Iterator[list[str]], request: Request) -> Iterator[np.ndarray]:
         """Vectors of sentences, in order: [T_i, 2P], or without layer weights [L + 1, T_i, 2P]."""
@@ -119,10 +125,10 @@ class Engine:
             raise
 
     def _embed(self, sentences: Iterator[list[str]], request: Request) -> Iterator[np.ndarray]:
-        stream, rows = lay_out(sentences, request)
-        shape, sizes = (device_count(), rows, WINDOW), [*(size for size in form().rows if size < rows), rows]
+        stream, rows = lay_out(sentences, request, self.form, len(self.devices))
+        shape, sizes = (len(self.devices), rows, WINDOW), [*(size for size in self.form.rows if size < rows), rows]
         program, fixed = self._prepare(request, rows)
-        lstm_state = shard(zero_state(self.model, shape[0] * rows))
+        lstm_state = shard(zero_state(self.model, shape[0] * rows), self.devices)
         joiner = Joiner(request)
         in_flight: deque[tuple[jax.Array, Segments]] = deque()
         for segments, words in stream:
@@ -145,42 +151,44 @@ class Engine:
     def _prepare(self, request: Request, rows: int):
         """The program of a call with so many rows on each device, and what all its windows are read with."""
         precision = request.precision
-        if rows == 1 and platform() == "cpu":
+        if rows == 1 and self.platform == "cpu":
             precision = "float32"  # XLA:CPU multiplies a single row by bfloat16 weights several times more slowly
         mode = "zero" if request.state == "carry" else request.state
         layer_weights = None if request.layer_norm else request.layer_weights
         fixed = Fixed(self.layers(precision), self.start_state(mode, request.reads_boundaries), layer_weights)
-        return embedding_program(self.model, precision), fixed
+        return embedding_program(self.model, precision, self.devices), fixed
 
 
-def lay_out(sentences: Iterator[list[str]], request: Request) -> tuple[SentenceStream, int]:
-    """Sentences as a stream of windows, and the number of rows on each device.
+def lay_out(sentences: Iterator[list[str]], request: Request, form: Form, devices: int) -> tuple[SentenceStream, int]:
+    """Sentences as a stream of windows, and the number of rows on each of some devices.
 
-    Where devices do not divide the rows, those that fill them up stay empty.
+    Where they do not divide the rows, those that fill them up stay empty.
     """
     carry = request.state == "carry"
     if carry:
         rows = request.batch_size or 1
         numbered: Iterable[tuple[int, list[str]]] = enumerate(sentences)
     else:
-        sentences, rows = (sentences, request.batch_size) if request.batch_size else choose_rows(sentences)
+        sentences, rows = (
+            (sentences, request.batch_size) if request.batch_size else choose_rows(sentences, form, devices)
+        )
         windows = SHORT_LOOK_AHEAD if request.batch_size else LOOK_AHEAD
         numbered = longest_first_at_end(sentences, windows * rows * WINDOW)
     ahead = None if carry else AHEAD * rows * WINDOW
     stream = SentenceStream(numbered, rows, WINDOW, boundaries=request.reads_boundaries, in_turn=carry, ahead=ahead)
-    return stream, -(-rows // device_count())
+    return stream, -(-rows // devices)
 
 
-def choose_rows(sentences: Iterator[list[str]]) -> tuple[Iterator[list[str]], int]:
+def choose_rows(sentences: Iterator[list[str]], form: Form, devices: int) -> tuple[Iterator[list[str]], int]:
     """The sentences, and how many rows to lay them in: those that read the first sentences soonest."""
-    choices = [rows * device_count() for rows in form().rows]
+    choices = [rows * devices for rows in form.rows]
     held, tokens, longest = [], 0, 0
     for sentence in sentences:
         held.append(sentence)
         tokens, longest = tokens + len(sentence), max(longest, len(sentence))
         if tokens > LOOK_AHEAD * choices[-1] * WINDOW:
             break
-    cost = lambda rows: max(longest, tokens / rows) * (rows + form().step_overhead * device_count())
+    cost = lambda rows: max(longest, tokens / rows) * (rows + form.step_overhead * devices)
     return chain(held, sentences), min(choices, key=cost)
 
 

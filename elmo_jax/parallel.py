@@ -1,10 +1,11 @@
 """Data parallelism over devices and processes: the only file that knows pmap."""
 
+import contextlib
 import functools
 import os
 import socket
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from elmo_jax.errors import InputError, listed
+from elmo_jax.errors import InputError, brief, listed
 from elmo_jax.products import compiled_for
 
 AXIS = "data"
@@ -181,22 +182,66 @@ def check_process() -> None:
     _used_by = os.getpid()
 
 
-def _place(tree: Any, spec: P) -> Any:
+def chosen_devices(devices: Sequence[jax.Device] | int | None) -> tuple[jax.Device, ...]:
+    """Devices of this process: these, the first of them, so many, or all (None)."""
+    if devices is None:
+        return tuple(jax.local_devices())
+    accepted = f"give some of jax.local_devices(), or a number of them from 1 to {device_count()}"
+    if isinstance(devices, int | np.integer) and not isinstance(devices, bool):
+        if not 1 <= devices <= device_count():
+            raise InputError(f"devices is {devices}; {accepted}")
+        return tuple(jax.local_devices()[:devices])
+    if not isinstance(devices, Sequence) or not all(isinstance(device, jax.Device) for device in devices):
+        raise InputError(f"devices is {brief(repr(devices), 80)}; {accepted}")
+    named = brief(list(devices), 80)
+    if not devices or len(set(devices)) < len(devices) or len({device.platform for device in devices}) > 1:
+        raise InputError(f"devices is {named}; {accepted}, each once, all of one platform")
+    if any(device.process_index != jax.process_index() for device in devices):
+        raise InputError(f"devices is {named}, not all of them this process'; {accepted}")
+    return tuple(devices)
+
+
+def device_places(devices: Sequence[jax.Device]) -> list[tuple[str, int]]:
+    """Of devices of this process their platform and their number among those of that platform, for other processes."""
+    return [(device.platform, jax.local_devices(backend=device.platform).index(device)) for device in devices]
+
+
+def devices_at(places: list[tuple[str, int]]) -> list[jax.Device]:
+    """The inverse of `device_places`, in this process."""
+    try:
+        return [jax.local_devices(backend=platform)[number] for platform, number in places]
+    except (RuntimeError, IndexError):
+        wanted = ", ".join(f"{platform} {number}" for platform, number in places)
+        raise InputError(
+            f"the pickled model was loaded on the devices {wanted}, of which this process lacks some; "
+            "load it here with elmo_jax.load"
+        ) from None
+
+
+@contextlib.contextmanager
+def computing_on(devices: Sequence[jax.Device]) -> Iterator[None]:
+    """What is computed inside, for devices but not by a program of all of them, is so on the first, in its form."""
+    with jax.default_device(devices[0]), compiled_for(devices[0].platform):
+        yield
+
+
+def _place(tree: Any, spec: P, devices: Sequence[jax.Device] | None = None) -> Any:
     check_process()
-    sharding = NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), spec)
+    sharding = NamedSharding(Mesh(np.array(devices or jax.local_devices()), (AXIS,)), spec)
     # A copy, because a step that donates the result would delete an array of the caller's that shares its buffer.
     return jax.device_put(jax.tree.map(lambda array: np.array(array), tree), sharding)
 
 
-def replicate(tree: Any) -> Any:
-    """Every array on every device."""
-    return _place(tree, P())
+def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
+    """Every array on every device, or on these."""
+    return _place(tree, P(), devices)
 
 
-def shard(tree: Any) -> Any:
+def shard(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
     """This process' arrays [rows, ..] → [devices, rows / devices, ..], each device's part on that device."""
-    devices = device_count()
-    return _place(jax.tree.map(lambda array: np.reshape(array, (devices, -1, *array.shape[1:])), tree), P(AXIS))
+    count = len(devices or jax.local_devices())
+    split = lambda array: np.reshape(array, (count, -1, *array.shape[1:]))
+    return _place(jax.tree.map(split, tree), P(AXIS), devices)
 
 
 def gather(tree: Any) -> Any:

@@ -10,7 +10,7 @@ from jax import lax
 from elmo_jax import compilation
 from elmo_jax.char_cnn import quickly_spelled
 from elmo_jax.config import ModelConfig
-from elmo_jax.parallel import AXIS, device_count, parallel, replicate
+from elmo_jax.parallel import AXIS, computing_on, parallel, replicate
 from elmo_jax.products import form
 from elmo_jax.streams import character_width
 from elmo_jax.vocabulary import PADDING, Vocabulary, character_ids
@@ -32,10 +32,10 @@ def spell(
 
 
 @functools.cache
-def spelling_program(model: ModelConfig, devices: tuple[jax.Device, ...] | None = None):
-    """`spell` over devices, or all of this process, compiled once for all models of one shape."""
+def spelling_program(model: ModelConfig, devices: tuple[jax.Device, ...]):
+    """`spell` over devices, compiled once for all models of one shape."""
     step = functools.partial(spell, model)
-    return parallel(step, (None, None, None, 0), None, donate=(1,), devices=devices or jax.local_devices())
+    return parallel(step, (None, None, None, 0), None, donate=(1,), devices=devices)
 
 
 class VocabularyVectors:
@@ -43,8 +43,8 @@ class VocabularyVectors:
 
     sound = True
 
-    def __init__(self, parameters: dict[str, Any], vocabulary: Vocabulary):
-        self.table = replicate(parameters["embedding"])
+    def __init__(self, parameters: dict[str, Any], vocabulary: Vocabulary, devices: tuple[jax.Device, ...]):
+        self.table = replicate(parameters["embedding"], devices)
         self.vocabulary = vocabulary
 
     def look_up(self, words: list[str], most: int) -> tuple[jax.Array, np.ndarray]:
@@ -60,8 +60,13 @@ class SpelledVectors:
     buffer may be gone (it is donated), and what is written about it be half the truth.
     """
 
-    def __init__(self, model: ModelConfig, parameters: dict[str, Any], keep: bool = False):
-        self.model, self.parameters, self.keep = model, replicate(parameters), keep
+    def __init__(
+        self, model: ModelConfig, parameters: dict[str, Any], devices: tuple[jax.Device, ...], keep: bool = False
+    ):
+        self.model, self.devices, self.keep = model, devices, keep
+        self.parameters = replicate(parameters, devices)
+        with computing_on(devices):
+            self.new_words = form().new_words  # that are spelled at a time on each device
         self.capacity = 0
         self.sound = False
 
@@ -88,7 +93,7 @@ class SpelledVectors:
     def _begin(self, capacity: int) -> None:
         self.sound = False
         self.capacity = capacity
-        self.table = replicate(np.zeros((capacity, self.model.projection_dim), np.float32))
+        self.table = replicate(np.zeros((capacity, self.model.projection_dim), np.float32), self.devices)
         self.place: dict[str, int] = {}
         self.word = [""] * capacity
         self.clock, self.last_used = 0, np.zeros(capacity, np.int64)  # when each place was used last
@@ -111,14 +116,14 @@ class SpelledVectors:
         """Puts the vectors of new words into their places."""
         characters = character_ids(words, self.model.max_characters)
         order = np.argsort((characters != PADDING).sum(1), kind="stable")  # words of like length go together
-        program, size = spelling_program(self.model), form().new_words * device_count()
+        program, size = spelling_program(self.model, self.devices), self.new_words * len(self.devices)
         for first in range(0, len(words), size):
             chunk = order[first : first + size]
             rest = (0, size - len(chunk))
             spelled = np.pad(characters[chunk], (rest, (0, 0)), mode="edge")
             spelled = spelled[:, : character_width(spelled, self.model.widest_filter)]
             targets = np.pad(places[chunk], rest, constant_values=self.capacity)
-            spelled = spelled.reshape(device_count(), form().new_words, -1)
+            spelled = spelled.reshape(len(self.devices), self.new_words, -1)
             shapes = self.capacity, spelled.shape
             arguments = self.parameters, self.table, targets, spelled
             self.table = compilation.run(program, shapes, *arguments, keep=self.keep)

@@ -6,7 +6,9 @@ import pickle
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import numpy as np
 import pytest
 from conftest import ROOT, SENTENCES, TOLERANCE, script_environment
@@ -244,6 +246,54 @@ def test_bad_arguments_of_load(arguments, named, message):
 
 def test_a_model_tells_what_it_is(elmo, folder):
     assert repr(elmo) == f"Elmo(dim=14, layers=2, model='{folder}')"
+
+
+def test_devices_do_not_matter(elmo, folder):
+    """On one, on some, on all of them: the same vectors; what it holds lies there alone; copies lie there, too."""
+    every, expected = jax.local_devices(), elmo.embed(SENTENCES)
+    for devices, chosen in ((1, every[:1]), (np.int64(3), every[:3]), ((every[3], every[1]), [every[3], every[1]])):
+        one = elmo_jax.load(folder, devices=devices)
+        for some in (one, copy.copy(one), pickle.loads(pickle.dumps(one))):
+            assert largest_error(some.embed(SENTENCES), expected) < 1e-6
+            assert some._engine.words.table.devices() == set(chosen)
+    assert elmo._engine.words.table.devices() == set(every)
+
+
+def test_models_on_different_devices_at_once(folder):
+    """A thread and a device each; every text has words of its own, so all spell and read at the same time."""
+    texts = [[[f"{name}{number}", "and", f"{number}"] for number in range(90)] for name in "abcd"]
+    expected = [elmo_jax.load(folder, devices=1).embed(text) for text in texts]
+    models = [elmo_jax.load(folder, devices=[device]) for device in jax.local_devices()[:4]]
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(3):
+            found = threads.map(lambda model, text: model.embed(text), models, texts)
+            assert all(largest_error(*pair) == 0 for pair in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [
+        (0, r"devices is 0; give some of jax.local_devices\(\), or a number of them from 1 to \d"),
+        (1000, "devices is 1000; give some of"),
+        (True, "devices is True"),
+        (1.0, "devices is 1.0"),
+        ("cpu", "devices is 'cpu'"),
+        ([], r"devices is \[\]; .* each once"),
+        ([0, 1], r"devices is \[0, 1\]"),
+        (jax.local_devices()[0], r"devices is CpuDevice\(id=0\)"),
+        (jax.local_devices()[:1] * 2, "each once, all of one platform"),
+    ],
+)
+def test_bad_devices(folder, devices, message):
+    with pytest.raises(InputError, match=message):
+        elmo_jax.load(folder, devices=devices)
+
+
+def test_a_pickled_model_whose_devices_are_not_there(folder, monkeypatch):
+    pickled = pickle.dumps(elmo_jax.load(folder, devices=jax.local_devices()[2:4]))
+    monkeypatch.setattr(jax, "local_devices", lambda **_: jax.devices()[:3])
+    with pytest.raises(InputError, match="loaded on the devices cpu 2, cpu 3, of which this process lacks some"):
+        pickle.loads(pickled)
 
 
 def test_pickled_as_what_it_was_loaded_from(elmo, folder, monkeypatch):

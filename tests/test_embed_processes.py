@@ -11,14 +11,25 @@ pytestmark = pytest.mark.slow
 
 EMBEDDING = """
 import sys
+import jax
 import numpy as np
 import elmo_jax
 from elmo_jax import parallel
 folder, output, address, processes, number = sys.argv[1:]
 parallel.initialize(parallel.DistributedConfig(address, int(processes), int(number)))
 elmo = elmo_jax.load(folder)
+first, second = (elmo_jax.load(folder, devices=[device]) for device in jax.local_devices())
 text = [[f"w{n % 50}" for n in range(length % 13)] for length in range((1, 400)[int(number)])]
-vectors = [*elmo.embed(text), *elmo.embed(text[:3], batch_size=1), *elmo.embed(text[:20], state="carry", batch_size=5)]
+vectors = [*elmo.embed(text), *first.embed(text[:7]), *second.embed(text[:5])]
+vectors += [*elmo.embed(text[:3], batch_size=1), *elmo.embed(text[:20], state="carry", batch_size=5)]
+others = [device for device in jax.devices() if device not in jax.local_devices()]
+if others:
+    try:
+        elmo_jax.load(folder, devices=others)
+    except elmo_jax.InputError as error:
+        assert "not all of them this process'" in str(error)
+    else:
+        raise AssertionError
 np.save(output, np.concatenate(vectors))
 """
 

@@ -26,7 +26,7 @@ def elmo(folder, monkeypatch):
 
 
 def table_of(elmo, capacity):
-    table = SpelledVectors(SMALL, elmo._folder.parameters["words"])
+    table = SpelledVectors(SMALL, elmo._folder.parameters["words"], elmo._engine.devices)
     table.look_up([], capacity)
     return table
 
@@ -147,7 +147,7 @@ def test_a_failure_after_donation(elmo, monkeypatch, error):
     """The table's buffer is gone when the program that was to write it fails."""
     sentences = [["some", "words"], ["more", "of", "them"]]
     expected = elmo.embed(sentences)
-    program = word_vectors.spelling_program(SMALL)
+    program = word_vectors.spelling_program(SMALL, elmo._engine.devices)
 
     def failing(*arguments):
         program(*arguments)
@@ -155,7 +155,7 @@ def test_a_failure_after_donation(elmo, monkeypatch, error):
 
     for number in range(3):
         with monkeypatch.context() as patch:
-            patch.setattr(word_vectors, "spelling_program", lambda _: failing)
+            patch.setattr(word_vectors, "spelling_program", lambda *_: failing)
             with pytest.raises(error, match="after donation"):
                 elmo.embed([[f"new{number}"]])
         assert same(elmo.embed(sentences), expected)
@@ -175,7 +175,7 @@ def test_threads_failures_and_abandoned_generators(elmo, monkeypatch):
     """Whoever gets vectors gets the right ones."""
     texts = [[[f"{name}{number}", "and", f"{number}"] for number in range(70)] for name in "abcd"]
     expected = [elmo.embed(text, batch_size=4) for text in texts]
-    program, calls = word_vectors.spelling_program(SMALL), itertools.count()
+    program, calls = word_vectors.spelling_program(SMALL, elmo._engine.devices), itertools.count()
 
     def sometimes_failing(*arguments):
         results = program(*arguments)
@@ -192,13 +192,13 @@ def test_threads_failures_and_abandoned_generators(elmo, monkeypatch):
         except MemoryError:
             return None
 
-    monkeypatch.setattr(word_vectors, "spelling_program", lambda _: sometimes_failing)
+    monkeypatch.setattr(word_vectors, "spelling_program", lambda *_: sometimes_failing)
     with ThreadPoolExecutor(4) as threads:
         results = list(threads.map(work, range(40)))
     assert sum(result is None for result in results) > 3
     assert sum(result is not None and (result[0] == result[1]).all() for result in results) > 3
     assert all(result is None or (result[0] == result[1]).all() for result in results)
-    monkeypatch.setattr(word_vectors, "spelling_program", lambda _: program)
+    monkeypatch.setattr(word_vectors, "spelling_program", lambda *_: program)
     assert same(elmo.embed(texts[0], batch_size=4), expected[0])
     assert len(elmo._engine.words.place) + len(elmo._engine.words.free) == elmo._engine.words.capacity
 
