@@ -219,7 +219,8 @@ def ending_together(workdir: str | None = None) -> Iterator[None]:
         except (Exception, KeyboardInterrupt) as error:
             with reasons.ending:
                 if lost(error):
-                    reason = reasons.found(REASON_WAIT) or f"lost the other processes ({brief(error, 300)})"
+                    if not (reason := reasons.found(REASON_WAIT)):
+                        reasons.leave(reason := f"lost the other processes ({brief(error, 300)})")
                     reasons.end(f"error: {reason}; {GO_ON}", 2)
                 if isinstance(error, KeyboardInterrupt):
                     reason, code = "interrupted", 130

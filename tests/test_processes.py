@@ -2,6 +2,7 @@
 
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,8 @@ import pytest
 from conftest import ROOT, TOLERANCE, free_port, metrics, relative_error, same_file, script_environment, write_project
 
 pytestmark = pytest.mark.slow
+# Seconds after which a process that is not heard of is taken for dead.
+HEARTBEAT = 20
 
 
 def start(project, workdir, *options, devices=1, compiled=None, code=None, **more):
@@ -35,7 +38,7 @@ def distributed(project, workdir, processes, devices, *options, each=None, code=
     address = f"localhost:{free_port()}"
     joined = lambda number: (
         *("--distributed.coordinator_address", address, "--distributed.num_processes", processes),
-        *("--distributed.process_id", number, "--distributed.heartbeat_seconds", 10),
+        *("--distributed.process_id", number, "--distributed.heartbeat_seconds", HEARTBEAT),
     )
     return [
         start(
@@ -49,6 +52,14 @@ def distributed(project, workdir, processes, devices, *options, each=None, code=
         )
         for n in range(processes)
     ]
+
+
+def ended(processes, since):
+    """What processes that must fail have printed; they end within the heartbeat time of a moment."""
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert since is None or time.monotonic() - since < HEARTBEAT
+    assert all(process.returncode != 0 for process in processes), outputs
+    return outputs
 
 
 def numbers(workdir, name):
@@ -82,41 +93,69 @@ def test_processes_and_devices_do_not_matter(tmp_path, softmax):
     assert_same(tmp_path / "later1")
 
 
-def test_a_dead_process_stops_the_others(tmp_path):
-    """The survivor ends with an error within the heartbeat time; the same command goes on."""
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_dead_process_stops_the_others(tmp_path, count):
+    """The survivors end with an error within the heartbeat time; the same command goes on."""
     project = write_project(tmp_path, steps=10_000, checkpoint_every=5, eval_every=10_000)
-    survivor, victim = distributed(project, tmp_path / "run", 2, 1)
-    wait_for(lambda: len(numbers(tmp_path / "run", "loss")) > 10, (survivor, victim))
+    *survivors, victim = distributed(project, tmp_path / "run", count, 1)
+    wait_for(lambda: len(numbers(tmp_path / "run", "loss")) > 10, (*survivors, victim))
     victim.kill()
-    killed = time.monotonic()
+    for output in ended(survivors, time.monotonic()):
+        assert "lost the other processes" in output
     victim.communicate()
-    output = survivor.communicate(timeout=60)[0]
-    assert time.monotonic() - killed < 30
-    assert survivor.returncode != 0
-    assert "error: lost the other processes" in output
     done = numbers(tmp_path / "run", "loss")
-    for process in distributed(project, tmp_path / "run", 2, 1, "--train.steps", len(done) + 20):
+    for process in distributed(project, tmp_path / "run", count, 1, "--train.steps", len(done) + 20):
         finish(process)
     assert len(numbers(tmp_path / "run", "loss")) == len(done) + 20
 
 
-def test_hosts_that_disagree_are_told(tmp_path):
-    """Another text, another config: every process ends with the reason, and nothing is left."""
-    project = write_project(tmp_path)
+def test_the_death_of_the_first_process_stops_the_others(tmp_path):
+    """JAX's service, by which processes watch over each other, dies with it; so does what waits for that."""
+    project = write_project(tmp_path, steps=10_000, checkpoint_every=5, eval_every=10_000)
+    victim, survivor = distributed(project, tmp_path / "run", 2, 1)
+    wait_for(lambda: len(numbers(tmp_path / "run", "loss")) > 10, (victim, survivor))
+    victim.kill()
+    (output,) = ended([survivor], time.monotonic())
+    assert "lost the other processes" in output or "the leader task was preempted/died" in output
+    victim.communicate()
+
+
+DIFFERENT = """
+import sys
+import jax
+from elmo_jax import commands, parallel
+if {number} == 1:
+    {change}
+commands.main(["train", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "name"),
+    [
+        (["--data.train", "{folder}/other.txt"], None, "text"),
+        (["--train.learning_rate", "0.3"], None, "config"),
+        ([], "jax.__version__ = '0.0.1'", "JAX"),
+        ([], "parallel.code_checksum = lambda: 5", "version of elmo_jax"),
+    ],
+)
+def test_hosts_that_disagree_are_told(tmp_path, options, change, name):
+    """Every process ends with the reason, and no run is begun; the same folder takes a right one."""
+    project, workdir = write_project(tmp_path), tmp_path / "run"
     (tmp_path / "other.txt").write_text("w1 w2 w3\nw4\n")
-    vocab = ["--data.vocab", tmp_path / "vocab.txt"]
     (tmp_path / "vocab.txt").write_text("\n".join(["<S>", "</S>", "<UNK>", *(f"w{n}" for n in range(40))]))
-    for number, (options, reason) in enumerate(
-        (
-            ([*vocab, "--data.train", tmp_path / "other.txt"], "another text"),
-            ([*vocab, "--train.learning_rate", "0.3"], "another config"),
-        )
-    ):
-        workdir = tmp_path / f"run{number}"
-        processes = distributed(project, workdir, 2, 1, each=[vocab, options])
-        outputs = [finish(process, 2) for process in processes]
-        assert all(f"process 1 has {reason} than process 0" in output for output in outputs), outputs
-        assert not workdir.exists()
+    vocab = ["--data.vocab", tmp_path / "vocab.txt"]
+    options = [option.format(folder=tmp_path) for option in options]
+    code = change and DIFFERENT.replace("{change}", change)
+    processes = distributed(project, workdir, 2, 1, *vocab, each=[[], options], code=code)
+    host = socket.gethostname()
+    for process in processes:
+        output = finish(process, 2)
+        assert f"process 1 (host {host}) has another {name} than process 0 (host {host})" in output
+    assert {path.name for path in workdir.iterdir()} <= {"errors"}
+    for process in distributed(project, workdir, 2, 1, *vocab, "--train.steps", 1):
+        finish(process)
+    assert not (workdir / "errors").exists()
 
 
 DAMAGED = """
@@ -124,7 +163,7 @@ import sys
 from elmo_jax import checkpoint, commands, parallel
 take_own_rows = parallel.take_own_rows
 if {number} == 1:  # what it reads is not what it wrote, twice; then it reads the checkpoint before
-    calls = iter(range(2))
+    calls = iter(range(2))  # injection: checkpoint.py
     def damaged(tree):
         return take_own_rows(tree) if next(calls, None) is None else [leaf + 1 for leaf in tree[0][0]]
     parallel.take_own_rows = damaged
@@ -143,31 +182,71 @@ def test_a_damaged_shard_of_one_process(tmp_path):
     assert [line["step"] for line in metrics(tmp_path / "run") if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
-BUG = """
+FAILING = """
 import sys
+import jax
 from elmo_jax import commands, training
 draw = training.draw_negatives
-def bug(config, size, step):
+def failing(config, size, step):
     if step == 3:
-        raise ZeroDivisionError("a bug")
+        raise {error}
     return draw(config, size, step)
-if {number} == 1:
-    training.draw_negatives = bug
+if {number} == {failing}:
+    training.draw_negatives = failing
 commands.main(["train", *sys.argv[1:]])
 """
+BUG = 'ZeroDivisionError("a bug")'
+MEMORY = 'jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12345 bytes.")'
 
 
-def test_a_bug_in_one_process_is_told_as_it_is(tmp_path):
-    """Its own traceback there; the other says that it has lost it."""
-    project = write_project(tmp_path, steps=10_000)
-    processes = distributed(project, tmp_path / "run", 2, 1, code=BUG)
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert processes[1].returncode == 1
-    assert "Traceback" in outputs[1]
-    assert "ZeroDivisionError: a bug" in outputs[1]
-    assert "lost the other processes" not in outputs[1]
-    assert processes[0].returncode != 0
-    assert "ZeroDivisionError" not in outputs[0]
+@pytest.mark.parametrize(
+    ("count", "failing", "error", "code", "reason"),
+    [
+        (2, 1, BUG, 1, "ZeroDivisionError: a bug"),
+        (2, 0, BUG, 1, "ZeroDivisionError: a bug"),
+        (4, 2, BUG, 1, "ZeroDivisionError: a bug"),
+        (2, 1, MEMORY, 2, "not enough memory: RESOURCE_EXHAUSTED: Out of memory allocating 12345 bytes.; a smaller"),
+        (2, 0, "FileNotFoundError(2, 'No such file', 'x')", 2, "[Errno 2] No such file: 'x'"),
+    ],
+)
+def test_what_fails_in_one_process_is_told_by_all(tmp_path, count, failing, error, code, reason):
+    """Its own error there, a bug with its trace; the others say whose it is and what; the next start goes on."""
+    project = write_project(tmp_path, checkpoint_every=1, eval_every=10_000)
+    injected = FAILING.replace("{error}", error).replace("{failing}", str(failing))
+    processes = distributed(project, tmp_path / "run", count, 1, code=injected)
+    outputs = ended(processes, None)
+    own = outputs.pop(failing)
+    assert processes[failing].returncode == code
+    assert f"error: {reason}" in own
+    assert ("Traceback" in own) == (error == BUG)
+    for output in outputs:
+        assert f"error: process {failing} on {socket.gethostname()} has ended: {reason}" in output
+    assert not any("lost the other processes" in output for output in (own, *outputs))
+    for process in distributed(project, tmp_path / "run", count, 1):
+        finish(process)
+    assert len(numbers(tmp_path / "run", "loss")) == 6
+    assert not (tmp_path / "run" / "errors").exists()
+
+
+def test_a_file_that_one_host_lacks(tmp_path):
+    """While the other, which has it, is still reading: it is ended, too."""
+    project = write_project(tmp_path)
+    slow = """
+import sys, time
+from elmo_jax import commands, pretraining
+read = pretraining.read_corpora
+def slowly(*arguments):
+    time.sleep(20 if {number} == 0 else 0)
+    return read(*arguments)
+pretraining.read_corpora = slowly
+commands.main(["train", *sys.argv[1:]])
+"""
+    missing = ["--data.heldout", tmp_path / "missing.txt"]
+    processes = distributed(project, tmp_path / "run", 2, 1, each=[[], missing], code=slow)
+    outputs = [finish(process, 2) for process in processes]
+    assert "missing.txt" in outputs[1]
+    assert f"error: process 1 on {socket.gethostname()} has ended: " in outputs[0]
+    assert "missing.txt" in outputs[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -193,6 +272,35 @@ def test_sigterm_to_one_process_saves_on_all(tmp_path):
     processes[1].send_signal(signal.SIGTERM)
     outputs = [finish(process, 128 + signal.SIGTERM) for process in processes]
     assert "told to end: saved step" in outputs[0]
+
+
+def test_sigterm_within_an_evaluation(tmp_path):
+    """It ends before its next window on all; the checkpoint before it stays, the run goes on with the evaluation."""
+    project = write_project(tmp_path, steps=4, checkpoint_every=100, eval_every=2)
+    slow = """
+import sys, time
+from elmo_jax import commands, lifecycle
+until_requested = lifecycle.Termination.until_requested
+calls = iter(range(1, 100))
+def slowly(termination, items):
+    if next(calls) == 2:  # the evaluation after step 2
+        print("evaluating", flush=True)
+        items = (time.sleep(1) or item for item in items for _ in range(200))
+    return until_requested(termination, items)
+lifecycle.Termination.until_requested = slowly
+commands.main(["train", *sys.argv[1:]])
+"""
+    processes = distributed(project, tmp_path / "run", 2, 1, code=slow)
+    wait_for(lambda: 2 in numbers(tmp_path / "run", "step"), processes)
+    time.sleep(3)
+    processes[1].send_signal(signal.SIGTERM)
+    signalled = time.monotonic()
+    outputs = [finish(process, 128 + signal.SIGTERM) for process in processes]
+    assert time.monotonic() - signalled < 20
+    assert "told to end: saved step 2" in outputs[0]
+    for process in distributed(project, tmp_path / "run", 2, 1):
+        finish(process)
+    assert [line["step"] for line in metrics(tmp_path / "run") if "heldout_perplexity" in line] == [0, 2, 4]
 
 
 def wait_for(condition, processes):
