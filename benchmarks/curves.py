@@ -27,7 +27,7 @@ from elmo_jax.losses import log_expected_count
 from elmo_jax.lstm import plain_lstm
 from elmo_jax.model import State, zero_state
 from elmo_jax.modules import init_bilm, init_softmax
-from elmo_jax.streams import Batch, LanguageModelStream, word_table
+from elmo_jax.streams import Batch, LanguageModelStream, word_encoder
 from elmo_jax.vocabulary import Vocabulary
 
 
@@ -71,7 +71,7 @@ def run(config: Config, parameters: dict[str, Any], inputs, with_plain: bool) ->
     """Losses and gradient norms of a run by this project's step; those that are plain, from the state of each step."""
     train = config.train
     train_step = training.step_on_devices(config)
-    state = training.place(config, training.init_state(parameters))
+    state = training.place(training.init_state(parameters), train.batch_size)
     lstm_state = parallel.shard(zero_state(config.model, train.batch_size))
     rows = np.arange(train.batch_size, dtype=np.int32)[None]
     found = {"loss": [], "norm": [], "plain_loss": [], "plain_norm": []}
@@ -87,7 +87,8 @@ def run(config: Config, parameters: dict[str, Any], inputs, with_plain: bool) ->
         if with_plain:
             of_all = jax.tree.map(lambda array: array[None], (np.array(step, np.int32), negatives))
             with jax.default_matmul_precision("highest"):
-                loss, norm = plain(state.parameters, of_all[0], lstm_state, batch, rows, of_all[1])
+                whole = training.to_host(state, len(parameters["softmax"]["bias"]), train.batch_size).parameters
+                loss, norm = plain(whole, of_all[0], lstm_state, batch, rows, of_all[1])
             found["plain_loss"].append(float(loss))
             found["plain_norm"].append(float(norm))
         state, lstm_state, metrics = train_step(state, lstm_state, batch, rows, negatives)
@@ -122,7 +123,7 @@ def benchmark(
     counts = lambda: WordCounts(sentences(text, "--text"))
     vocabulary = Vocabulary.load(vocab) if vocab else Vocabulary.from_counts(counts())
     corpus = Corpus(sentences(text, "--text"), vocabulary)
-    table = word_table(corpus, chosen.model)
+    encode = word_encoder(corpus, chosen.model)
     keys = jax.random.split(jax.random.key(chosen.train.seed))
     parameters = {
         "bilm": init_bilm(keys[0], chosen.model),
@@ -130,7 +131,7 @@ def benchmark(
     }
 
     def inputs():
-        stream = LanguageModelStream(corpus, rows, chosen.train.window, table.__getitem__, shuffle=True)
+        stream = LanguageModelStream(corpus, rows, chosen.train.window, encode, shuffle=True)
         for step in range(1, steps + 1):
             yield next(stream), training.draw_negatives(chosen, len(vocabulary), step)
 

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from elmo_jax.checkpoint import Checkpoint, Checkpoints
+from elmo_jax.checkpoint import Checkpoints
 from elmo_jax.config import Config, ModelConfig, TrainConfig, from_options
 from elmo_jax.errors import InputError, listed
 from elmo_jax.files import read_json
-from elmo_jax.model import zero_state
+from elmo_jax.pretraining import Stand
 from elmo_jax.training import TrainState
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import misfits, weight_names, weight_shapes, write_folder
@@ -109,4 +109,4 @@ def convert(source: epath.Path, dest: epath.Path, vocab: epath.Path, rows: int |
     write_folder(workdir.model, model, parameters, vocabulary)
     state = TrainState(np.array(step, np.int32), parameters, tree_of(model, slots))
     with Checkpoints(workdir.checkpoints) as checkpoints:
-        checkpoints.save(Checkpoint(step, state, zero_state(model, rows), {"position": None}))
+        checkpoints.save(Stand.beginning(model, state, rows).checkpoint())

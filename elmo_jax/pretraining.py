@@ -8,15 +8,16 @@ import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from tqdm import tqdm
 
 from elmo_jax import parallel, training
-from elmo_jax.checkpoint import Checkpoint, Checkpoints
+from elmo_jax.checkpoint import Checkpoint, Checkpoints, Written
 from elmo_jax.config import Config, ModelConfig, check, differences, load_config, to_json
 from elmo_jax.corpus import Corpus, read_corpora
 from elmo_jax.errors import InputError
@@ -25,7 +26,8 @@ from elmo_jax.files import as_path
 from elmo_jax.lifecycle import Profiler, Termination, Told
 from elmo_jax.model import State, zero_state
 from elmo_jax.modules import init_bilm, init_softmax
-from elmo_jax.streams import Batch, LanguageModelStream, StreamPosition, prefetch, word_table
+from elmo_jax.softmax_table import table_size
+from elmo_jax.streams import Batch, LanguageModelStream, prefetch, word_encoder
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import ModelFolder, read_folder, read_model, write_folder
 from elmo_jax.workdir import Begun, Workdir
@@ -71,6 +73,39 @@ def next_due(step: int, every: int) -> int:
     return early if early < every else (step // every + 1) * every
 
 
+class Stand(NamedTuple):
+    """Where a run stands, on this process' devices: steps done, what it has learned, its rows' LSTM state and text."""
+
+    step: int
+    state: training.TrainState
+    lstm_state: State
+    position: np.ndarray
+
+    def checkpoint(self, into: Checkpoint | None = None) -> Checkpoint:
+        """A copy to save; into the memory of one that is not needed any more."""
+        kept = None if into is None else (into.state, into.rows["lstm_state"])
+        state, lstm_state = parallel.join((self.state, self.lstm_state), (training.STATE_AXES, 0), kept)
+        return Checkpoint(self.step, state, {"lstm_state": lstm_state, "position": parallel.join_rows(self.position)})
+
+    def parameters(self, vocabulary_size: int, rows: int) -> dict[str, Any]:
+        """The parameters as NumPy arrays in order of words; every process calls it."""
+        return training.to_host(self.state, vocabulary_size, rows).parameters
+
+    @classmethod
+    def beginning(cls, model: ModelConfig, state: training.TrainState, rows: int) -> "Stand":
+        """At the beginning of the text, with a state of whole arrays."""
+        own = len(parallel.own_rows(rows))
+        lstm_state = parallel.shard(zero_state(model, own))
+        return cls(int(state.step), training.place(state, rows), lstm_state, np.zeros((own, 2), np.int32))
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "Stand":
+        """The inverse; the checkpoint is used up."""
+        joined = checkpoint.state, checkpoint.rows["lstm_state"]
+        state, lstm_state = parallel.divide(joined, (training.STATE_AXES, 0))
+        return cls(checkpoint.step, state, lstm_state, parallel.own_part(checkpoint.rows["position"]))
+
+
 @dataclass
 class Run:
     """All that a run is: settings, texts, folder, and where it stands."""
@@ -82,32 +117,30 @@ class Run:
     heldout: Corpus | None
     rows: int
     steps: int
-    first: int  # steps done
-    position: dict[str, Any] | None  # where the text goes on, None at its beginning
-    state: training.TrainState
-    lstm_state: State
+    stand: Stand
+    measured: dict[int, float]  # every held-out perplexity by step, those that a damaged checkpoint has undone, too
 
     def __post_init__(self) -> None:
         self.own = parallel.own_rows(self.rows)
         self.row_ids = np.array(self.own, np.int32).reshape(parallel.device_count(), -1)
         self.tokens_per_step = self.rows * self.config.train.window  # predictions of each direction
-        self.perplexities = self.workdir.heldout_perplexities()
-        texts = [text for text in (self.text, self.heldout) if text is not None]
-        self.spelling = {text: word_table(text, self.config.model) for text in texts}
+        self.perplexities = {step: value for step, value in self.measured.items() if step <= self.stand.step}
+        self._copy: Checkpoint | None = None
 
     def stream(self, corpus: Corpus, **options: Any) -> LanguageModelStream:
         """Batches of a corpus for this process' devices."""
         options |= {"devices": parallel.device_count(), "own": self.own}
-        encode = self.spelling[corpus].__getitem__
+        encode = word_encoder(corpus, self.config.model)
         return LanguageModelStream(corpus, self.rows, self.config.train.window, encode, **options)
 
-    def inputs(self) -> Iterator[tuple[Batch, training.Negatives | None, StreamPosition]]:
+    def inputs(self) -> Iterator[tuple[Batch, training.Negatives | None, np.ndarray]]:
         """Of each step its batch, its negatives, and where the text goes on after it; worked out ahead of need."""
         train = self.config.train
-        stream = self.stream(self.text, shuffle=self.config.data.shuffle, seed=train.seed, position=self.position)
+        options = {"shuffle": self.config.data.shuffle, "seed": train.seed, "position": self.stand.position}
+        stream = self.stream(self.text, **options)
 
         def work() -> Iterator[Any]:
-            for step in range(self.first + 1, self.steps + 1):
+            for step in range(self.stand.step + 1, self.steps + 1):
                 negatives = None
                 if train.softmax == "sampled":
                     negatives = training.draw_negatives(self.config, len(self.text.vocabulary), step)
@@ -129,32 +162,33 @@ class Run:
 
     def best(self) -> int | None:
         """The step of the lowest perplexity of those that are due wherever the run ends."""
-        steps = [step for step in self.perplexities if 0 < step <= self.first and self.is_regular(step)]
+        steps = [step for step in self.perplexities if 0 < step <= self.stand.step and self.is_regular(step)]
         return min(steps, key=self.perplexities.__getitem__, default=None)
 
     def measures_first(self) -> bool:
         """Whether it is due before the next step: of a new run, or as the run was stopped before it was measured."""
-        due = self.first == 0 or self.workdir.converted() or self.measures(self.first)
-        return parallel.all_agree(self.heldout is not None and due and self.first not in self.perplexities)
+        due = self.stand.step == 0 or self.workdir.converted() or self.measures(self.stand.step)
+        return parallel.all_agree(self.heldout is not None and due and self.stand.step not in self.perplexities)
 
     def profiled_steps(self) -> range:
         """The third to fifth step, if they are to be traced."""
-        steps = range(self.first + 3, self.steps + 1)
+        steps = range(self.stand.step + 3, self.steps + 1)
         return steps[: 3 if self.config.train.profile and parallel.is_first_process() else 0]
 
-    def save(self, step: int, state: training.TrainState, lstm_state: State, position: StreamPosition) -> None:
-        """Saves a checkpoint."""
+    def copy(self, stand: Stand) -> Checkpoint:
+        """A copy to save, on the devices: the next step uses up what it is given. The copy before is overwritten."""
+        self.checkpoints.wait()
+        self._copy = jax.block_until_ready(stand.checkpoint(into=self._copy))
+        return self._copy
+
+    def save(self, stand: Stand) -> None:
+        """Begins to save a checkpoint."""
         self.workdir.flush()
-        shared_state = training.to_host(self.config, state, len(self.text.vocabulary))
-        progress = {"position": position.as_json()}
-        self.checkpoints.save(Checkpoint(step, shared_state, parallel.gather(lstm_state), progress))
+        self.checkpoints.save(self.copy(stand))
 
-    def export(self, state: training.TrainState) -> None:
+    def export(self, stand: Stand) -> None:
         """Writes model/; every process calls it."""
-        self.write_model(training.to_host(self.config, state, len(self.text.vocabulary)).parameters)
-
-    def write_model(self, parameters: dict[str, Any]) -> None:
-        """Writes model/, given NumPy arrays."""
+        parameters = stand.parameters(len(self.text.vocabulary), self.rows)
         if parallel.is_first_process():
             write_folder(self.workdir.model, self.config.model, parameters, self.text.vocabulary)
 
@@ -169,12 +203,12 @@ class Reports:
         self.run = run
         self.shown = parallel.is_first_process()
         self.say = tqdm.write if self.shown else lambda _: None
-        self._evaluate = evaluator(run.config.model, split=training.is_split(run.config))
-        self._unread: tuple[int, int, training.Metrics] | None = None
+        self._evaluate = evaluator(run.config.model, "float32")
+        self._unread: tuple[int, np.ndarray, training.Metrics] | None = None
 
     def __enter__(self) -> "Reports":
         run = self.run
-        size = sum(array.size for array in jax.tree.leaves(run.state.parameters["bilm"]))
+        size = sum(array.size for array in jax.tree.leaves(run.stand.state.parameters["bilm"]))
         for name, text in (("training", run.text), ("held-out", run.heldout)):
             if text is not None and text.unknown > MANY_UNKNOWN:
                 self.say(
@@ -185,39 +219,41 @@ class Reports:
             f"reading {' '.join(run.config.data.train)}: {run.text.tokens:,} tokens to predict, "
             f"{run.text.tokens / run.tokens_per_step:,.1f} steps an epoch; {size:,} parameters and a softmax over "
             f"{len(run.text.vocabulary):,} words; {run.rows} rows on {parallel.global_device_count()} "
-            f"{jax.default_backend()} device(s); steps {run.first:,} to {run.steps:,}"
+            f"{jax.default_backend()} device(s); steps {run.stand.step:,} to {run.steps:,}"
         )
         self.bar = tqdm(
             total=run.steps,
-            initial=run.first,
+            initial=run.stand.step,
             desc="training",
             unit=" steps",
             dynamic_ncols=True,
             disable=not self.shown,
         )
         self.bar.set_postfix_str("compiling")
-        self._clock, self._since = time.perf_counter(), run.first
+        self._clock, self._since = time.perf_counter(), run.stand.step
         return self
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def add(self, step: int, sentence: int, metrics: training.Metrics) -> None:
-        """Takes the metrics of a step, whose batch ends at a sentence, and reports those of the step before."""
+    def add(self, stand: Stand, metrics: training.Metrics) -> None:
+        """Takes the metrics of the step that led here, and reports those of the step before."""
         self.read()
-        self._unread = step, sentence, metrics
+        self._unread = stand.step, stand.position, metrics
 
     def read(self) -> None:
         """Reads the metrics taken last, stops the run if they are not finite, and logs them now and then."""
+        self._tell(self.run.checkpoints.written())
         if self._unread is None:
             return
-        (step, sentence, metrics), self._unread = self._unread, None
+        (step, position, metrics), self._unread = self._unread, None
         run, loss, norm = self.run, metrics.loss, float(metrics.gradient_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             newest = max(run.checkpoints.steps(), default=None)
+            sentence = int(position[:, 0].mean()) * run.rows
             raise InputError(
-                f"step {step} has loss {loss} and gradient norm {norm}; its batch ends at sentence {sentence:,} "
-                f"(counted over all epochs). The last good checkpoint is "
+                f"step {step} has loss {loss} and gradient norm {norm}; its batch ends near sentence {sentence:,} "
+                f"of the order in which they are read. The last good checkpoint is "
                 f"{'none' if newest is None else f'that of step {newest}'}. Go on from there with a repaired text, or "
                 "begin again in a new --workdir with a smaller train.learning_rate or train.clip_norm"
             )
@@ -241,6 +277,18 @@ class Reports:
         return {f"{kind}_in": tqdm.format_interval(seconds)} if due > step else {}
 
     @contextlib.contextmanager
+    def saving(self, step: int) -> Iterator[None]:
+        """Time in which the run waits for a checkpoint to be begun."""
+        self.read()
+        begun = time.perf_counter()
+        yield
+        self.run.workdir.log(step=step, checkpoint_seconds=time.perf_counter() - begun)
+
+    def _tell(self, written: Written | None) -> None:
+        if written is not None:
+            self.run.workdir.log(step=written.step, checkpoint_written_seconds=written.seconds)
+
+    @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Time that does not count as training."""
         self.read()
@@ -248,22 +296,28 @@ class Reports:
         yield
         self._clock += time.perf_counter() - begun
 
-    def measure(self, step: int, state: training.TrainState, termination: Termination) -> bool:
+    def finish(self) -> None:
+        """Waits for what is still being written."""
+        self.read()
+        self._tell(self.run.checkpoints.wait())
+        self.run.workdir.flush()
+
+    def measure(self, stand: Stand, termination: Termination) -> bool:
         """Measures held-out perplexity and exports the best model so far; False if the run was told to end."""
-        run = self.run
+        run, step = self.run, stand.step
         windows = math.ceil(run.heldout.tokens / run.tokens_per_step)
-        batches = termination.until_requested(run.stream(run.heldout, passes=1))
+        batches = termination.until_requested(run.stream(run.heldout, once=True))
         shown = tqdm(batches, "held-out", windows, unit=" windows", delay=2, leave=False, disable=not self.shown)
         try:
-            result = self._evaluate(state.parameters, shown)
+            result = self._evaluate(stand.state.parameters, shown)
         except Told:
             return False
         self.say(f"step {step:,}: held-out perplexity {result.both:.2f}")
-        best = run.perplexities.get(run.checkpoints.kept.best_step, math.inf)
+        best = run.perplexities.get(run.checkpoints.best_step, math.inf)
         if step and result.both < best:
-            run.export(state)
+            run.export(stand)
             if run.is_regular(step):
-                run.checkpoints.kept.best_step = step
+                run.checkpoints.best_step = step
         run.perplexities[step] = result.both
         run.workdir.log(
             step=step,
@@ -277,7 +331,8 @@ class Reports:
 def train(run: Run) -> None:
     """Trains to the last step, or until the run is told to end (SystemExit)."""
     train_step = training.step_on_devices(run.config)
-    state, lstm_state, ended = run.state, run.lstm_state, False
+    stand, ended = run.stand, False
+    run.copy(stand)  # takes its memory now: if that does not suffice, the run ends at once
     with contextlib.ExitStack() as stack:
         termination = stack.enter_context(Termination())
         reports = stack.enter_context(Reports(run))
@@ -285,30 +340,30 @@ def train(run: Run) -> None:
         profiler = stack.enter_context(Profiler(run.workdir, run.profiled_steps(), reports.say))
         if run.measures_first():
             with reports.paused():
-                ended = not reports.measure(run.first, state, termination)
-        step = run.first
-        while step < run.steps and not ended:
-            step += 1
+                ended = not reports.measure(stand, termination)
+        while stand.step < run.steps and not ended:
+            step = stand.step + 1
             batch, negatives, position = next(inputs)
             profiler.begin(step)
             with jax.profiler.StepTraceAnnotation("train_step", step_num=step):
-                state, lstm_state, metrics = train_step(state, lstm_state, batch, run.row_ids, negatives)
-            reports.add(step, position.sentence, metrics)
+                state, lstm_state, metrics = train_step(stand.state, stand.lstm_state, batch, run.row_ids, negatives)
+            stand = Stand(step, state, lstm_state, position)
+            reports.add(stand, metrics)
             profiler.end(step, metrics)
-            ended = termination.requested(step)
+            ended = termination.requested()
             if ended or run.saves(step):
+                with reports.saving(step):
+                    run.save(stand)
+            if run.measures(step) and not ended:
                 with reports.paused():
-                    run.save(step, state, lstm_state, position)
-                    if run.measures(step) and not ended:
-                        ended = not reports.measure(step, state, termination)
-    run.checkpoints.close()
-    run.workdir.flush()
+                    ended = not reports.measure(stand, termination)
+        reports.finish()
     if ended:
-        done = f"saved step {step:,}" if step > run.first else f"it stands at step {step:,}"
-        reports.say(f"told to end: {done}; the same command goes on from there")
+        done = "saved" if stand.step > run.stand.step else "it stands at"
+        reports.say(f"told to end: {done} step {stand.step:,}; the same command goes on from there")
         raise SystemExit(termination.exit_code)
     if run.heldout is None or not run.workdir.model.exists():
-        run.export(state)
+        run.export(stand)
     reports.say(f"the model is in {run.workdir.model}")
     parallel.barrier("done")
 
@@ -332,37 +387,25 @@ def prepare(arguments: Arguments, resources: contextlib.ExitStack) -> Run:
     if heldout is not None:
         fingerprint |= {"heldout_crc32": heldout.fingerprint()["types_crc32"]}
     settings = to_json(config) | {"data": config.data.shuffle}  # of the text its content counts, not where it lies
-    compared = {"config": settings, "text": fingerprint, "JAX": jax.__version__}
+    words = fingerprint["vocabulary_crc32"]
+    compared = {"JAX": jax.__version__, "config": settings, "vocabulary": words, "text": fingerprint}
     parallel.check_same({name: zlib.crc32(repr(value).encode()) for name, value in compared.items()})
     workdir.create(begun, config, rows, vocabulary, fingerprint)
-    parallel.barrier("created")
+    measured = workdir.heldout_perplexities()
     checkpoints = resources.enter_context(Checkpoints(workdir.checkpoints))
-    checkpoint = checkpoints.restore(checkpoint_shapes(config.model, len(vocabulary)), rows)
-    if checkpoint is None:
-        checkpoint = begin(config, workdir, vocabulary, init, len(parallel.own_rows(rows)))
+    checkpoint = checkpoints.restore(checkpoint_shapes(config.model, len(vocabulary), rows))
+    stand = begin(config, workdir, vocabulary, init, rows) if checkpoint is None else Stand.of(checkpoint)
     steps = config.train.steps
     if config.train.epochs is not None:
         steps = math.ceil(config.train.epochs * text.tokens / (rows * config.train.window))
-    if checkpoint.step > steps:
+    if stand.step > steps:
         raise InputError(
-            f"the run in {workdir.path} has done {checkpoint.step} steps; train.steps is {steps}"
+            f"the run in {workdir.path} has done {stand.step} steps; train.steps is {steps}"
             f"{'' if config.train.epochs is None else f' (train.epochs {config.train.epochs})'}, give more"
         )
-    workdir.keep_metrics(checkpoint.step)
+    workdir.keep_metrics(stand.step)
     parallel.barrier("restored")
-    return Run(
-        config,
-        workdir,
-        checkpoints,
-        text,
-        heldout,
-        rows,
-        steps,
-        first=checkpoint.step,
-        position=checkpoint.progress["position"],
-        state=training.place(config, checkpoint.shared_state),
-        lstm_state=parallel.shard(checkpoint.row_state),
-    )
+    return Run(config, workdir, checkpoints, text, heldout, rows, steps, stand, measured)
 
 
 def choose_model(arguments: Arguments, begun: Begun | None) -> tuple[Config, ModelFolder | None]:
@@ -391,33 +434,36 @@ def choose_model(arguments: Arguments, begun: Begun | None) -> tuple[Config, Mod
     return dataclasses.replace(config, model=model), init
 
 
-def checkpoint_shapes(model: ModelConfig, vocabulary_size: int) -> Checkpoint:
-    """Shapes and types of a checkpoint's arrays, of one row."""
+def checkpoint_shapes(model: ModelConfig, vocabulary_size: int, rows: int) -> Checkpoint:
+    """Shapes of a checkpoint's arrays, and their places on the devices."""
 
-    def make(key: jax.Array) -> training.TrainState:
-        bilm, softmax = init_bilm(key, model, vocabulary_size), init_softmax(key, model, vocabulary_size)
-        return training.init_state({"bilm": bilm, "softmax": softmax})
+    def make(key: jax.Array) -> tuple[training.TrainState, dict[str, Any]]:
+        bilm = init_bilm(key, model, vocabulary_size)
+        softmax = init_softmax(key, model, table_size(vocabulary_size, rows))
+        position = jnp.zeros((rows, 2), jnp.int32)
+        state = training.init_state({"bilm": bilm, "softmax": softmax})
+        return state, {"lstm_state": zero_state(model, rows), "position": position}
 
-    return Checkpoint(0, jax.eval_shape(make, jax.random.key(0)), zero_state(model, 1), {})
+    shapes = jax.eval_shape(make, jax.random.key(0))
+    return Checkpoint(0, *parallel.joined_shapes(shapes, (training.STATE_AXES, 0)))
 
 
-def begin(
-    config: Config, workdir: Workdir, vocabulary: Vocabulary, init: ModelFolder | None, own_rows: int
-) -> Checkpoint:
+def begin(config: Config, workdir: Workdir, vocabulary: Vocabulary, init: ModelFolder | None, rows: int) -> Stand:
     """Where a new run stands; a run that has been trained is never taken for one."""
     every = config.train.checkpoint_every
     workdir.check_new(first_saved=next_due(next_due(0, every), every))
     state = training.init_state(initial_parameters(config, vocabulary, init))
-    return Checkpoint(0, state, zero_state(config.model, own_rows), {"position": None})
+    return Stand.beginning(config.model, state, rows)
 
 
 def restore_best(run: Run) -> None:
-    """Keeps the best checkpoint, and puts it into model/ where the run, ending there, had put its last."""
-    best = run.checkpoints.kept.best_step = run.best()
-    early_end = run.perplexities.get(run.first, math.inf) if not run.is_regular(run.first) else math.inf
-    if best in run.checkpoints.steps() and run.first < run.steps and early_end < run.perplexities[best]:
-        like = checkpoint_shapes(run.config.model, len(run.text.vocabulary))
-        run.write_model(run.checkpoints.read(best, like, run.rows).shared_state.parameters)
+    """Keeps the best checkpoint, and puts it into model/ where a model is that is not due if the run goes on."""
+    best = run.checkpoints.best_step = run.best()
+    steps = [step for step in run.measured if step > 0]
+    exported = min(steps, key=run.measured.__getitem__, default=None)
+    if best in run.checkpoints.steps() and run.stand.step < run.steps and exported != best:
+        like = checkpoint_shapes(run.config.model, len(run.text.vocabulary), run.rows)
+        run.export(Stand.of(run.checkpoints.read(best, like)))
 
 
 def initial_parameters(config: Config, vocabulary: Vocabulary, init: ModelFolder | None) -> dict[str, Any]:

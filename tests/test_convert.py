@@ -19,7 +19,7 @@ from elmo_jax.convert import tree_of
 from elmo_jax.corpus import Corpus, sentences
 from elmo_jax.model import zero_state
 from elmo_jax.parallel import fetch
-from elmo_jax.streams import LanguageModelStream, word_table
+from elmo_jax.streams import LanguageModelStream, word_encoder
 from elmo_jax.vocabulary import Vocabulary
 
 pytestmark = [
@@ -48,7 +48,7 @@ def test_one_more_step(golden, tmp_path, trace):
     steps = json.loads((workdir / "config.json").read_text())["train"]["steps"]
     state = place_on(2, config, training.TrainState(np.int32(steps), parameters, accumulators))
     corpus = Corpus(sentences([str(texts / "a_train.txt")], "TEXT"), vocabulary)
-    encode = word_table(corpus, model).__getitem__
+    encode = word_encoder(corpus, model)
     batch = next(LanguageModelStream(corpus, 6, config.train.window, encode, devices=2))
     step = training.step_on_devices(config, donate=False)
     lstm_state = jax.tree.map(lambda leaf: leaf.reshape(2, 3, -1), zero_state(model, 6))
