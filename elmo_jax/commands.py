@@ -1,8 +1,9 @@
-"""The commands `elmo-jax train | embed | vocab | perplexity | nearest | convert | export`."""
+"""The commands `elmo-jax train | embed | vocab | tokenize | perplexity | nearest | convert | export`."""
 
 import contextlib
 import functools
 import itertools
+import time
 from collections.abc import Iterator
 from typing import Literal
 
@@ -10,9 +11,10 @@ import tyro
 from tqdm import tqdm
 
 import elmo_jax
+from elmo_jax.arrays import Unwritable
 from elmo_jax.compilation import keep_compiled
 from elmo_jax.config import Precision
-from elmo_jax.corpus import Corpus, WordCounts, find_files, read_input, sentences
+from elmo_jax.corpus import BUILTIN, Corpus, WordCounts, cached, count_words, find_files, read_input, sentences
 from elmo_jax.dump import nearest as nearest_in_dump
 from elmo_jax.dump import write_hdf5
 from elmo_jax.elmo import Layers, Mix, StateMode, load
@@ -142,6 +144,32 @@ def vocab(
     )
 
 
+def tokenize(text: tyro.conf.Positional[tuple[str, ...]], vocab: str | None = None, cache: str | None = None) -> None:
+    """Keeps the numbers of a text, so that every later start of training on it begins at once.
+
+    Training does the same at its first start; this does it ahead, where no devices wait. `elmo-jax train` finds them
+    by the text's files, which must not have changed, and the vocabulary. Interrupted, it goes on where it was.
+
+    Args:
+        text: Text files or globs, plain or .gz, or tfds:DATASET/SPLIT: all that --data.train (or --data.heldout) names.
+        vocab: Vocabulary, as --data.vocab; by default counted from the text, as in training.
+        cache: Folder to keep them in, as --data.cache; by default elmo_jax/text in $XDG_CACHE_HOME or ~/.cache.
+    """
+    if not text or text == (BUILTIN,):
+        raise InputError("which text? Give elmo-jax tokenize TEXT...: files or tfds:DATASET/SPLIT, not builtin")
+    vocabulary = count_words(text, "TEXT") if vocab is None else Vocabulary.load(as_path(vocab))
+    begin = time.perf_counter()
+    try:
+        corpus, folder = cached(text, "TEXT", vocabulary, cache)
+    except Unwritable as error:
+        raise InputError(str(error)) from None
+    tokens = len(corpus.types) - 2 * len(corpus)
+    print(
+        f"{len(corpus):,} sentences, {tokens:,} tokens, {corpus.unknown:.1%} <UNK>, are in {folder} "
+        f"({tokens / (time.perf_counter() - begin):,.0f} tokens a second)"
+    )
+
+
 def perplexity(
     input: str,
     model: str | None = None,
@@ -256,7 +284,8 @@ def export(
     """
     with needing("train"):
         from elmo_jax.checkpoint import Checkpoints
-        from elmo_jax.pretraining import checkpoint_shapes
+        from elmo_jax.parallel import device_count
+        from elmo_jax.pretraining import Stand, checkpoint_shapes
         from elmo_jax.workdir import Workdir
     run = Workdir(as_path(workdir))
     begun = run.begun() if run.config.exists() else None
@@ -272,19 +301,20 @@ def export(
         choices = sorted(perplexities, key=perplexities.__getitem__) if best else checkpoints.steps()[::-1]
         if step is None and not choices:
             raise InputError(f"{workdir} has no checkpoint{' with held-out perplexity' if best else ''} yet")
-        like = checkpoint_shapes(model, len(vocabulary))
-        checkpoint = checkpoints.read(choices[0] if step is None else step, like, begun.rows)
+        like = checkpoint_shapes(model, len(vocabulary), run.rows(begun, begun.config, device_count()))
+        stand = Stand.of(checkpoints.read(choices[0] if step is None else step, like))
     folder = run.model if output is None else as_path(output)
     if folder.exists() and any(folder.iterdir()) and not (folder / "options.json").exists():
         raise InputError(f"{folder} holds files but no model; give a new folder, or that of a model to replace")
-    write_folder(folder, model, checkpoint.shared_state.parameters, vocabulary)
-    print(f"wrote the model of step {checkpoint.step:,} to {folder}")
+    write_folder(folder, model, stand.parameters(len(vocabulary), begun.rows), vocabulary)
+    print(f"wrote the model of step {stand.step:,} to {folder}")
 
 
 COMMANDS = {
     "train": train,
     "embed": embed,
     "vocab": vocab,
+    "tokenize": tokenize,
     "perplexity": perplexity,
     "nearest": nearest,
     "convert": convert,

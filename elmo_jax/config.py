@@ -74,6 +74,9 @@ class DataConfig:
     """Vocabulary, a word a line, most frequent first, with <S>, </S> and <UNK>. None: counted from the text."""
     shuffle: bool = True
     """Draw the sentences of each epoch in a random order, a function of the seed and the epoch."""
+    cache: str | None = None
+    """Folder on this machine that keeps the numbers of the text, 4 bytes a token, for later starts. None:
+    elmo_jax/text in $XDG_CACHE_HOME or ~/.cache."""
 
 
 @dataclass(frozen=True)

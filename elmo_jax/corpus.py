@@ -1,12 +1,14 @@
 """Where sentences come from: text files, standard input, the built-in text; and a corpus held as numbers."""
 
 import contextlib
-import functools
 import glob
 import gzip
+import hashlib
 import heapq
 import itertools
+import json
 import operator
+import os
 import re
 import shutil
 import sys
@@ -16,16 +18,18 @@ import weakref
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from elmo_jax.arrays import GrowingArrays, Kept, Unwritable, checksums, keep_arrays
 from elmo_jax.config import DataConfig
 from elmo_jax.errors import InputError, brief
-from elmo_jax.files import as_path, matching
+from elmo_jax.files import as_path, is_remote, matching
 from elmo_jax.vocabulary import (
     BEGIN_SENTENCE,
     BEGIN_SENTENCE_CHARACTER,
@@ -40,6 +44,10 @@ from elmo_jax.vocabulary import (
 BUILTIN = "builtin"
 TFDS = "tfds:"
 HELDOUT_EVERY = 10
+
+# The arrays of a Corpus.
+ARRAYS = {"types": np.int32, "starts": np.int64, "spellings": np.uint8, "spelling_starts": np.int64}
+SAVED_EVERY = 200_000  # sentences, while a cache is made
 
 
 def find_files(patterns: Sequence[str], option: str) -> list[epath.Path]:
@@ -56,27 +64,139 @@ def find_files(patterns: Sequence[str], option: str) -> list[epath.Path]:
     return files
 
 
-def read_files(files: Sequence[epath.Path], progress: str | None = None) -> Iterator[list[str]]:
-    """Tokens of every line of the files, in order; a blank line gives an empty list.
+class TextFile:
+    """A text file, plain or .gz."""
 
-    `progress` is the label of a progress bar over the bytes.
+    length = staticmethod(len)
+
+    def __init__(self, path: epath.Path):
+        self.path, self.is_gzip = path, path.suffix == ".gz"
+        self.name = os.fspath(path) if is_remote(path) else os.path.abspath(path)
+        self.size = None if self.is_gzip else path.stat().length  # bytes of text, if that is known
+
+    def version(self) -> list[int]:
+        """Tells this content from what it is when the file has been changed."""
+        if is_remote(self.path):
+            about = self.path.stat()
+            return [about.length, int(about.mtime)]
+        if not os.path.isfile(self.path):
+            raise Unwritable(f"{self.name} is no regular file: nothing is kept of it")
+        return [os.stat(self.path).st_size, os.stat(self.path).st_mtime_ns]
+
+    @contextlib.contextmanager
+    def lines(self, offset: int) -> Iterator[Iterable[bytes]]:
+        """Its lines from a byte of the text on."""
+        with self.path.open("rb") as raw, gzip.open(raw) if self.is_gzip else raw as stream:
+            try:
+                if offset:
+                    stream.seek(offset)
+                yield stream
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                raise InputError(f"{self.path} is not a whole gzip file ({error}); compress it again") from None
+
+
+class Records:
+    """The field `text` of the records of `tfds:DATASET/SPLIT`, in order of storage, without TensorFlow.
+
+    The dataset must be there in the format array_record (in $TFDS_DATA_DIR, by default ~/tensorflow_datasets).
     """
-    total = None if any(file.suffix == ".gz" for file in files) else sum(file.stat().length for file in files)
-    with tqdm(total=total, desc=progress, unit="B", unit_scale=True, disable=progress is None, leave=False) as bar:
-        for file in files:
-            with file.open("rb") as raw, gzip.open(raw) if file.suffix == ".gz" else raw as stream:
-                try:
-                    yield from read_lines(stream, str(file), bar)
-                except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-                    raise InputError(f"{file} is not a whole gzip file ({error}); compress it again") from None
 
+    def __init__(self, name: str, option: str):
+        dataset, _, split = name.removeprefix(TFDS).rpartition("/")
+        if not dataset or not split:
+            raise InputError(f"{option}: {name} is not tfds:DATASET/SPLIT; give for instance tfds:lm1b/train")
+        import tensorflow_datasets as tfds
 
-def read_lines(lines: Iterable[bytes], source: str, bar: tqdm | None = None) -> Iterator[list[str]]:
-    """Tokens of every line: only a line feed ends a line, any Unicode white space separates tokens (as in bilm-tf)."""
-    warned = False
-    for number, line in enumerate(lines, start=1):
         try:
-            tokens = line.decode("utf-8-sig" if number == 1 else "utf-8").split()
+            self.source = tfds.data_source(dataset, split=split, download=False)
+            if "text" not in self.source.dataset_info.features:
+                raise ValueError(f"it has no field text, but {', '.join(self.source.dataset_info.features)}")
+        except Exception as error:  # the library's errors have many types: not found, not prepared, wrong format, ...
+            raise InputError(
+                f"{option}: cannot read {name} ({type(error).__name__}: {brief(error)}); prepare it once with "
+                f"tfds.builder({dataset!r}, file_format='array_record').download_and_prepare()"
+            ) from None
+        self.name, self.size = name, len(self.source)
+
+    def length(self, line: bytes) -> int:
+        return 1
+
+    def version(self) -> list[int | str]:
+        """Tells this content from that of another version of the dataset."""
+        return [self.size, self.source.dataset_info.full_name]
+
+    @contextlib.contextmanager
+    def lines(self, offset: int) -> Iterator[Iterable[bytes]]:
+        """The text of every record from a number on."""
+        yield (self.source[number]["text"] for number in range(offset, self.size))
+
+
+Source = TextFile | Records
+
+
+def find_sources(patterns: Iterable[str], option: str) -> list[Source]:
+    """The files and data sets that patterns name; `option` says in errors where the patterns came from."""
+    of_pattern = lambda pattern: (
+        [Records(pattern, option)] if pattern.startswith(TFDS) else map(TextFile, find_files([pattern], option))
+    )
+    return [source for pattern in patterns for source in of_pattern(pattern)]
+
+
+class Place(NamedTuple):
+    """A place in a text: the number of the source, and the bytes or records of it, and its lines, that lie before."""
+
+    source: int = 0
+    offset: int = 0
+    line: int = 0
+
+
+class Lines:
+    """Tokens of every line of some sources, in order; a blank line gives an empty list.
+
+    `place()` is where the next line begins. `progress` is the label of a progress bar.
+    """
+
+    def __init__(self, sources: Sequence[Source], progress: str | None = None, begin: Place | None = None):
+        self.sources, self.progress = sources, progress
+        self.source, self.offset, self.line = begin or Place()
+
+    def place(self) -> Place:
+        return Place(self.source, self.offset, self.line)
+
+    def __iter__(self) -> Iterator[list[str]]:
+        sizes = [source.size for source in self.sources]
+        with tqdm(
+            total=None if None in sizes else sum(sizes),
+            desc=self.progress,
+            unit="B" if all(isinstance(source, TextFile) for source in self.sources) else "",
+            unit_scale=True,
+            disable=self.progress is None,
+            leave=False,
+        ) as bar:
+            bar.update(sum(size or 0 for size in sizes[: self.source]) + self.offset)
+            while self.source < len(self.sources):
+                source = self.sources[self.source]
+                with source.lines(self.offset) as lines:
+                    yield from read_lines(self._counted(lines, source, bar), source.name, self.line)
+                self.source, self.offset, self.line = self.source + 1, 0, 0
+
+    def _counted(self, lines: Iterable[bytes], source: Source, bar: tqdm) -> Iterator[bytes]:
+        for line in lines:
+            length = source.length(line)
+            self.offset, self.line = self.offset + length, self.line + 1
+            bar.update(length)
+            yield line
+
+
+def read_lines(lines: Iterable[bytes], source: str, line: int = 0) -> Iterator[list[str]]:
+    """Tokens of every line, `line` of which came before.
+
+    Only a line feed ends a line, any Unicode white space separates tokens (as in bilm-tf).
+    """
+    warned = False
+    for number, text in enumerate(lines, start=line + 1):
+        try:
+            tokens = text.decode("utf-8-sig" if number == 1 else "utf-8").split()
         except UnicodeDecodeError as error:
             raise InputError(
                 f"{source}, line {number}, is not UTF-8 ({error.reason} at byte {error.start + 1}); "
@@ -87,8 +207,6 @@ def read_lines(lines: Iterable[bytes], source: str, bar: tqdm | None = None) -> 
             message = f"{source}, line {number}, has {BEGIN_SENTENCE} or {END_SENTENCE} as a token; sentence boundaries"
             warnings.warn(f"{message} are added by the reader, and those in the text are kept as well", stacklevel=2)
         yield tokens
-        if bar is not None:
-            bar.update(len(line))
 
 
 def builtin_sentences() -> Iterator[list[str]]:
@@ -106,30 +224,9 @@ def builtin_sentences() -> Iterator[list[str]]:
                 yield token.findall(sentence)
 
 
-def read_tfds(name: str, option: str, progress: str | None = None) -> Iterator[list[str]]:
-    """Tokens of the field `text` of every record of `tfds:DATASET/SPLIT`, in order of storage, without TensorFlow.
-
-    The dataset must be there in the format array_record (in $TFDS_DATA_DIR, by default ~/tensorflow_datasets).
-    """
-    dataset, _, split = name.removeprefix(TFDS).rpartition("/")
-    if not dataset or not split:
-        raise InputError(f"{option}: {name} is not tfds:DATASET/SPLIT; give for instance tfds:lm1b/train")
-    import tensorflow_datasets as tfds
-
-    try:
-        source = tfds.data_source(dataset, split=split, download=False)
-        if "text" not in source.dataset_info.features:
-            raise ValueError(f"it has no field text, but {', '.join(source.dataset_info.features)}")
-    except Exception as error:  # the library's errors have many types: not found, not prepared, wrong format, ...
-        raise InputError(
-            f"{option}: cannot read {name} ({type(error).__name__}: {brief(error)}); prepare it once with "
-            f"tfds.builder({dataset!r}, file_format='array_record').download_and_prepare()"
-        ) from None
-    lines = (source[number]["text"] for number in range(len(source)))
-    yield from read_lines(tqdm(lines, progress, len(source), disable=progress is None, leave=False), name)
-
-
-def sentences(patterns: Sequence[str], option: str, heldout: bool = False, progress: str | None = None):
+def sentences(
+    patterns: Sequence[str], option: str, heldout: bool = False, progress: str | None = None
+) -> Iterator[list[str]]:
     """Sentences (lists of tokens, blank lines left out) of files, of `tfds:DATASET/SPLIT`, or of the built-in text.
 
     A fixed tenth of the built-in text, every tenth sentence, is held out.
@@ -139,12 +236,7 @@ def sentences(patterns: Sequence[str], option: str, heldout: bool = False, progr
             if (number % HELDOUT_EVERY == 0) == heldout:
                 yield tokens
         return
-    for pattern in patterns:
-        if pattern.startswith(TFDS):
-            lines = read_tfds(pattern, option, progress)
-        else:
-            lines = read_files(find_files([pattern], option), progress)
-        yield from (tokens for tokens in lines if tokens)
+    yield from filter(None, Lines(find_sources(patterns, option), progress))
 
 
 def read_input(name: str) -> Iterator[list[str]]:
@@ -153,7 +245,7 @@ def read_input(name: str) -> Iterator[list[str]]:
         if sys.stdin is None:
             raise InputError("--input - reads standard input, which is closed; give text to it, or a file")
         return read_lines(sys.stdin.buffer, "standard input")
-    return read_files(find_files([glob.escape(name)], "--input"))
+    return iter(Lines([TextFile(path) for path in find_files([glob.escape(name)], "--input")]))
 
 
 class WordCounts:
@@ -190,6 +282,11 @@ class WordCounts:
 first = operator.itemgetter(0)
 
 
+def count_words(patterns: Sequence[str], option: str) -> Vocabulary:
+    """The vocabulary of all words of a text."""
+    return Vocabulary.from_counts(WordCounts(sentences(patterns, option, progress="counting words")))
+
+
 # Spellings of the boundaries: bytes that UTF-8 never has. LETTERS turns the bytes of spellings into character ids.
 BOUNDARIES = {BEGIN_SENTENCE: b"\xfe", END_SENTENCE: b"\xff"}
 LETTERS = np.arange(256, dtype=np.uint16)
@@ -205,13 +302,62 @@ def spell(words: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
 class Index(dict):
     """Word → type: a word that the vocabulary lacks has, from its first appearance on, the next type."""
 
-    def __init__(self, vocabulary: Vocabulary):
+    def __init__(self, vocabulary: Vocabulary, others: Iterable[str] = ()):
         super().__init__(vocabulary.index)
         self.repeated = len(vocabulary) - len(self)  # words that stand twice in the vocabulary
+        for word in others:
+            self[word]
 
     def __missing__(self, word: str) -> int:
         number = self[word] = len(self) + self.repeated
         return number
+
+
+class Tokenizer:
+    """Turns sentences into what they add to the arrays of a Corpus; `unknown` counts tokens that are <UNK>.
+
+    Goes on after arrays of some `sizes`, with the words up to there that the vocabulary lacks, `others`.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        sizes: Mapping[str, int] | None = None,
+        others: Iterable[str] = (),
+        unknown: int = 0,
+    ):
+        self.vocabulary, self.index, self.unknown = vocabulary, Index(vocabulary, others), unknown
+        self.sizes = dict(sizes or dict.fromkeys(ARRAYS, 0))
+
+    def parts(self, text: Iterable[list[str]], source: str) -> Iterator[dict[str, np.ndarray]]:
+        """Of every so many sentences what they add; `source` is for the error of a text that has none."""
+        text = iter(text)
+        while len((part := self.part(itertools.islice(text, SAVED_EVERY)))["types"]):
+            self.unknown += int(np.count_nonzero(part["types"] >= len(self.vocabulary)))
+            for name, added in part.items():
+                self.sizes[name] += len(added)
+            yield part
+        if not self.sizes["types"]:
+            raise InputError(f"{source} has no sentences; give text with a sentence a line, tokens separated by spaces")
+
+    def part(self, text: Iterable[list[str]]) -> dict[str, np.ndarray]:
+        vocabulary, index, sizes = self.vocabulary, self.index, self.sizes
+        first = [] if sizes["starts"] else [0]
+        types, starts = array("i"), array("q", first)
+        for tokens in text:
+            types.append(vocabulary.begin)
+            types.extend(map(index.__getitem__, tokens))
+            types.append(vocabulary.end)
+            starts.append(sizes["types"] + len(types))
+        spelled = max(sizes["spelling_starts"] - 1, 0)  # so many word types have been
+        others = itertools.islice(index, max(spelled - index.repeated, len(vocabulary.index)), None)
+        spellings, lengths = spell(itertools.chain(vocabulary.words[spelled:], others))
+        return {
+            "types": np.frombuffer(types, np.int32),
+            "starts": np.frombuffer(starts, np.int64),
+            "spellings": spellings,
+            "spelling_starts": np.concatenate([np.array(first, np.int64), sizes["spellings"] + np.cumsum(lengths)]),
+        }
 
 
 class Corpus:
@@ -227,29 +373,33 @@ class Corpus:
     """
 
     def __init__(self, text: Iterable[list[str]], vocabulary: Vocabulary, source: str = "the text"):
-        index = Index(vocabulary)
-        types, starts = array("i"), array("q", [0])
-        for tokens in text:
-            types.append(vocabulary.begin)
-            types.extend(map(index.__getitem__, tokens))
-            types.append(vocabulary.end)
-            starts.append(len(types))
-        if len(starts) == 1:
-            raise InputError(f"{source} has no sentences; give text with a sentence a line, tokens separated by spaces")
-        self.vocabulary = vocabulary
-        self.types = np.frombuffer(types, np.int32)
-        self.starts = np.frombuffer(starts, np.int64)
-        others = itertools.islice(index, len(vocabulary.index), None)
-        self.spellings, lengths = spell(itertools.chain(vocabulary.words, others))
-        self.spelling_starts = np.concatenate([[0], np.cumsum(lengths)])
+        tokenizer, held = Tokenizer(vocabulary), {name: bytearray() for name in ARRAYS}
+        for part in tokenizer.parts(text, source):
+            for name, added in part.items():
+                held[name] += added.tobytes()
+        arrays = {name: np.frombuffer(held[name], dtype) for name, dtype in ARRAYS.items()}
+        self._set(vocabulary, arrays, tokenizer.unknown)
+
+    @classmethod
+    def kept(cls, vocabulary: Vocabulary, kept: Kept) -> "Corpus":
+        """A text whose arrays are in a cache."""
+        corpus = cls.__new__(cls)
+        corpus._set(vocabulary, kept.arrays, kept.about["unknown"], kept.checksums)
+        return corpus
+
+    def _set(self, vocabulary, arrays, unknown, sums=None) -> None:
+        self.vocabulary, self._unknown, self._checksums = vocabulary, unknown, sums
+        self.types, self.starts, self.spellings, self.spelling_starts = (arrays[name] for name in ARRAYS)
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
     def fingerprint(self) -> dict[str, int]:
         """Tells this text, read with this vocabulary, from any other."""
-        words = zlib.crc32("\n".join(self.vocabulary.words).encode("utf-8"))
-        return {"sentences": len(self), "types_crc32": zlib.crc32(self.types), "vocabulary_crc32": words}
+        words = zlib.crc32(self.vocabulary.to_bytes())
+        sums = self._checksums or {"types": checksums(self.types), "spellings": checksums(self.spellings)}
+        text = zlib.crc32(np.array(sums["types"] + sums["spellings"], np.uint32))
+        return {"sentences": len(self), "types_crc32": text, "vocabulary_crc32": words}
 
     @property
     def tokens(self) -> int:
@@ -259,7 +409,7 @@ class Corpus:
     @property
     def unknown(self) -> float:
         """Share of the tokens that the vocabulary lacks, which are <UNK> as targets."""
-        return np.count_nonzero(self.types >= len(self.vocabulary)) / max(1, len(self.types) - 2 * len(self))
+        return self._unknown / max(1, len(self.types) - 2 * len(self))
 
     def targets(self, types: np.ndarray) -> np.ndarray:
         """Vocabulary ids of word types."""
@@ -283,6 +433,59 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
 
 
+def cache_folder(sources: Sequence[Source], words: str, cache: str | None) -> Path:
+    """Where the arrays of a text are kept; `words` tells its vocabulary from others."""
+    if cache is not None and is_remote(cache):
+        raise InputError(
+            f"data.cache is {cache}; give a folder on this machine, where a text can be mapped into memory"
+        )
+    try:
+        user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise Unwritable(f"there is no home folder ({error}); give a folder for the cache") from None
+    names = json.dumps([words, *(source.name for source in sources)])
+    readable = re.sub(r"[^\w.-]+", "_", Path(sources[0].name).name)[:40]
+    folder = user / "elmo_jax" / "text" if cache is None else Path(cache)
+    return folder.absolute() / f"{readable}-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
+
+
+def cached(patterns: Sequence[str], option: str, vocabulary: Vocabulary, cache: str | None) -> tuple[Corpus, Path]:
+    """The text of files and data sets from its cache, and where that is; it is made where there is none.
+
+    Begun again after an interruption, it goes on where it was. Unwritable where the cache cannot be written.
+    """
+    sources, words = find_sources(patterns, option), hashlib.sha256(vocabulary.to_bytes()).hexdigest()
+    folder = cache_folder(sources, words, cache)
+
+    def make(growing: GrowingArrays) -> None:
+        about = growing.about or {"place": Place(), "unknown": 0}
+        others: list[str] = []
+        if growing.about is not None:
+            ends = growing.saved("spelling_starts")[len(vocabulary) :]
+            spellings = growing.saved("spellings").tobytes()
+            others = [spellings[begin:end].decode() for begin, end in itertools.pairwise(ends)]
+        tokenizer = Tokenizer(vocabulary, growing.sizes, others, about["unknown"])
+        lines = Lines(sources, "reading", Place(*about["place"]))
+        for part in tokenizer.parts(filter(None, lines), " ".join(patterns)):
+            growing.append(part)
+            growing.save({"place": lines.place(), "unknown": tokenizer.unknown})
+
+    key = {"words": words, "sources": [[source.name, *source.version()] for source in sources]}
+    return Corpus.kept(vocabulary, keep_arrays(folder, ARRAYS, key, make)), folder
+
+
+def read_text(
+    patterns: Sequence[str], option: str, vocabulary: Vocabulary, cache: str | None = None, heldout: bool = False
+) -> Corpus:
+    """A text, from its cache; the built-in text in memory, and others where there can be no cache."""
+    if tuple(patterns) != (BUILTIN,):
+        try:
+            return cached(patterns, option, vocabulary, cache)[0]
+        except Unwritable as error:
+            print(f"{' '.join(patterns)} is held in memory, and read again at the next start: {error}")
+    return Corpus(sentences(patterns, option, heldout, "reading"), vocabulary, " ".join(patterns))
+
+
 def read_corpora(
     data: DataConfig, of_run: Vocabulary | None, of_init: Vocabulary | None = None
 ) -> tuple[Corpus, Corpus | None]:
@@ -295,14 +498,12 @@ def read_corpora(
         raise InputError("data.train is not given; give --data.train FILE_OR_GLOB, or builtin for the built-in text")
     for patterns, option in ((data.train, "--data.train"), (data.heldout, "--data.heldout")):
         find_files([name for name in patterns if name != BUILTIN and not name.startswith(TFDS)], option)
-    train = functools.partial(sentences, data.train, "--data.train")
     given = None
     if data.vocab is not None and (of_run is None or as_path(data.vocab).exists()):
         given = Vocabulary.load(as_path(data.vocab))
     if of_run is not None and given is not None and given.words != of_run.words:
         raise InputError(f"{data.vocab} is not the vocabulary that the run began with; leave --data.vocab out to go on")
-    vocabulary = of_run or given or of_init or Vocabulary.from_counts(WordCounts(train(progress="counting words")))
+    vocabulary = of_run or given or of_init or count_words(data.train, "--data.train")
     held_out = data.heldout or (data.train if data.train == (BUILTIN,) else ())
-    text = sentences(held_out, "--data.heldout", heldout=True, progress="reading")
-    heldout = Corpus(text, vocabulary, " ".join(held_out)) if held_out else None
-    return Corpus(train(progress="reading"), vocabulary, " ".join(data.train)), heldout
+    heldout = read_text(held_out, "--data.heldout", vocabulary, data.cache, heldout=True) if held_out else None
+    return read_text(data.train, "--data.train", vocabulary, data.cache), heldout
