@@ -251,7 +251,7 @@ def test_a_model_tells_what_it_is(elmo, folder):
 def test_devices_do_not_matter(elmo, folder):
     """On one, on some, on all of them: the same vectors; what it holds lies there alone; copies lie there, too."""
     every, expected = jax.local_devices(), elmo.embed(SENTENCES)
-    for devices, chosen in ((1, every[:1]), (np.int64(3), every[:3]), ((every[3], every[1]), [every[3], every[1]])):
+    for devices, chosen in ((np.int64(1), every[:1]), ((every[3], every[1]), [every[3], every[1]])):
         one = elmo_jax.load(folder, devices=devices)
         for some in (one, copy.copy(one), pickle.loads(pickle.dumps(one))):
             assert largest_error(some.embed(SENTENCES), expected) < 1e-6
@@ -261,10 +261,11 @@ def test_devices_do_not_matter(elmo, folder):
 
 def test_models_on_different_devices_at_once(folder):
     """A thread and a device each; every text has words of its own, so all spell and read at the same time."""
-    texts = [[[f"{name}{number}", "and", f"{number}"] for number in range(90)] for name in "abcd"]
-    expected = [elmo_jax.load(folder, devices=1).embed(text) for text in texts]
-    models = [elmo_jax.load(folder, devices=[device]) for device in jax.local_devices()[:4]]
-    with ThreadPoolExecutor(4) as threads:
+    texts = [[[f"{name}{number}", "and", f"{number}"] for number in range(90)] for name in "ab"]
+    models = [elmo_jax.load(folder, devices=[device]) for device in jax.local_devices()[:2]]
+    expected = [models[0].embed(text) for text in texts]
+    models = list(map(copy.copy, models))  # which know no words yet
+    with ThreadPoolExecutor(2) as threads:
         for _ in range(3):
             found = threads.map(lambda model, text: model.embed(text), models, texts)
             assert all(largest_error(*pair) == 0 for pair in zip(found, expected, strict=True))
