@@ -422,8 +422,9 @@ class Corpus:
         first = np.arange(len(types)) * max_characters + 1  # where each spelling begins in `ids`
         ids = np.full((len(types), max_characters), PADDING, np.uint16)
         ids[:, 0] = BEGIN_WORD
-        ids.flat[ranges(first, lengths)] = LETTERS[self.spellings[ranges(starts, lengths)]]
-        ids.flat[first + lengths] = END_WORD
+        joined = ids.reshape(-1)
+        joined[ranges(first, lengths)] = LETTERS[self.spellings[ranges(starts, lengths)]]
+        joined[first + lengths] = END_WORD
         return ids
 
 

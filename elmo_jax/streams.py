@@ -309,10 +309,10 @@ class LanguageModelStream:
         backward = -ranges(segments.offset - starts[segments.sentence + 1] + 1, segments.length)
         inputs, targets = np.zeros((2, 2, *self.shape), np.int32)
         for direction, (source, ahead) in enumerate(((forward, 1), (backward, -1))):
-            inputs[direction].flat[places] = types[source]
-            targets[direction].flat[places] = types[source + ahead]
+            inputs[direction].reshape(-1)[places] = types[source]
+            targets[direction].reshape(-1)[places] = types[source + ahead]
         mask, reset = np.zeros((2, *self.shape), bool)
-        mask.flat[places] = True
+        mask.reshape(-1)[places] = True
         reset[segments.row, segments.start] = segments.offset == 0
         return make_batch(inputs, self.corpus.targets(targets), reset, mask, self.devices, self.encode)
 
