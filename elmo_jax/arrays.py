@@ -166,7 +166,8 @@ class GrowingArrays:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.opened.close()
+        with contextlib.suppress(OSError):  # of what could not be written and is tried once more
+            self.opened.close()
 
 
 def keep_arrays(folder: Path, dtypes: Mapping[str, type], key: Any, make: Callable[[GrowingArrays], None]) -> Kept:

@@ -465,6 +465,7 @@ def cached(patterns: Sequence[str], option: str, vocabulary: Vocabulary, cache: 
             ends = growing.saved("spelling_starts")[len(vocabulary) :]
             spellings = growing.saved("spellings").tobytes()
             others = [spellings[begin:end].decode() for begin, end in itertools.pairwise(ends)]
+        print(f"reading {brief(' '.join(patterns))} into {folder}, for this and later starts")
         tokenizer = Tokenizer(vocabulary, growing.sizes, others, about["unknown"])
         lines = Lines(sources, "reading", Place(*about["place"]))
         for part in tokenizer.parts(filter(None, lines), " ".join(patterns)):
@@ -483,7 +484,7 @@ def read_text(
         try:
             return cached(patterns, option, vocabulary, cache)[0]
         except Unwritable as error:
-            print(f"{' '.join(patterns)} is held in memory, and read again at the next start: {error}")
+            print(f"{brief(' '.join(patterns))} is held in memory, and read again at the next start: {error}")
     return Corpus(sentences(patterns, option, heldout, "reading"), vocabulary, " ".join(patterns))
 
 

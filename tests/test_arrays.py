@@ -1,4 +1,4 @@
-import json
+import resource
 import threading
 import time
 
@@ -163,17 +163,27 @@ def test_one_makes_the_arrays_and_the_others_wait(tmp_path, capsys):
     assert printed == f"another process is making {tmp_path / 'kept'}: this one waits for it\n"
 
 
-def test_folders_that_cannot_be_written(tmp_path, monkeypatch):
+def test_folders_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Unwritable, match=r"file/kept cannot be written \(.*; give another folder for the cache"):
         keep_arrays(tmp_path / "file" / "kept", DTYPES, KEY, make)
 
-    def full(self, *_):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(json, "dump", full)  # the disk
-    with pytest.raises(Unwritable, match=r"No space left on device"):
-        keep_arrays(tmp_path / "kept", DTYPES, KEY, make)
+@pytest.mark.parametrize("size", [3000, 300_000])  # less than what Python holds back before it writes, and more
+def test_a_disk_that_is_full(tmp_path, size):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def large(growing):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        growing.append({"letters": np.zeros(size, np.uint8)})
+        growing.save({})
+
+    try:
+        with pytest.raises(Unwritable, match=r"kept cannot be written \(File too large\)"):
+            keep_arrays(tmp_path / "kept", DTYPES, KEY, large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    keep_arrays(tmp_path / "kept", DTYPES, KEY, make)
 
 
 def test_errors_of_the_maker_are_not_taken_for_the_folders(tmp_path):

@@ -245,14 +245,14 @@ def test_a_changed_text_or_another_vocabulary_is_read_anew(tmp_path, capsys):
     cache = str(tmp_path / "cache")
     folder = cached(files, "TEXT", vocabulary, cache)[1]
     assert cached(files, "TEXT", VOCABULARY, cache)[1] != folder
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out.startswith(f"reading {' '.join(files)} into {folder}")
     before = os.stat(files[0])
     data = Path(files[0]).read_bytes()
     Path(files[0]).write_bytes(data.replace(b"w1", b"w2"))  # of the same length
     os.utime(files[0], ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     text, again = cached(files, "TEXT", vocabulary, cache)
     assert again == folder
-    assert capsys.readouterr().out == f"{folder} is of other files, or these have changed; it is made again\n"
+    assert f"{folder} is of other files, or these have changed; it is made again\n" in capsys.readouterr().out
     same(text, Corpus(sentences(files, "TEXT"), vocabulary))
 
 
@@ -333,7 +333,7 @@ def test_what_tokenize_keeps_is_what_training_finds(tmp_path, monkeypatch, capsy
     (tmp_path / "heldout.txt").write_text("the cat sat\n")
     for text, options in ((files, []), ([str(tmp_path / "heldout.txt")], [])):
         commands.main(["tokenize", *text, "--vocab", str(tmp_path / "vocab.txt"), *options])
-    assert re.match(
+    assert re.search(
         r"\d+ sentences, [\d,]+ tokens, \d.*% <UNK>, are in .*/user/elmo_jax/text/a.txt-", capsys.readouterr().out
     )
     monkeypatch.setattr(corpus, "Lines", None)  # no text is read
