@@ -91,21 +91,15 @@ class GrowingArrays:
     """
 
     def __init__(self, folder: Path, dtypes: Mapping[str, type], key: Any):
-        self.target, self.folder, self.dtypes, self.key = (
-            folder,
-            folder.with_name(f"{folder.name}.partial"),
-            dtypes,
-            key,
-        )
+        self.target, self.dtypes, self.key = folder, dtypes, key
+        self.folder = folder.with_name(f"{folder.name}.partial")
         self.about: dict[str, Any] | None = None
         self.sizes, self.checksums = dict.fromkeys(dtypes, 0), {name: [] for name in dtypes}
         with contextlib.suppress(Unusable, OSError, ValueError, TypeError, KeyError):
             saved = read_description(self.folder, key)
-            saved_arrays = {name: saved["arrays"][name] for name in dtypes}
-            if all((self.folder / name).stat().st_size >= self.bytes(name, saved_arrays[name][0]) for name in dtypes):
-                self.about = saved["about"]
-                self.sizes = {name: size for name, (size, _) in saved_arrays.items()}
-                self.checksums = {name: sums for name, (_, sums) in saved_arrays.items()}
+            sizes, sums = ({name: saved["arrays"][name][i] for name in dtypes} for i in (0, 1))
+            if all((self.folder / name).stat().st_size >= self.bytes(name, sizes[name]) for name in dtypes):
+                self.about, self.sizes, self.checksums = saved["about"], sizes, sums
         with writes(folder), contextlib.ExitStack() as opened:
             if self.about is None:
                 shutil.rmtree(self.folder, ignore_errors=True)

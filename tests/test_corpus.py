@@ -184,6 +184,7 @@ def test_tfds(tmp_path, monkeypatch):
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
     text = list(sentences(["tfds:small_text/train"], "--data.train"))
     monkeypatch.setattr(corpus, "SAVED_EVERY", 3)
+    monkeypatch.setattr(corpus, "RECORDS", 7)
     folders = []
     for name, counts in (("whole", ()), ("other", (4, 8))):
         for count in counts:
