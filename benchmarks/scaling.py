@@ -5,7 +5,6 @@ python -m benchmarks.scaling --text TEXT
 
 import json
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,30 +25,23 @@ from elmo_jax.modules import init_bilm, init_softmax
 from elmo_jax.streams import LanguageModelStream, word_encoder
 from elmo_jax.vocabulary import Vocabulary
 
-HOST_DEVICES = 8  # devices of a host of the machines below
+POD = "pod-original.json"  # the result of `benchmarks.pod` that has what a host does for a step
 
 
 @dataclass(frozen=True)
 class Target:
-    """A machine by its makers' figures, per device: products in bfloat16, memory, network in one direction.
+    """A machine: what its compiler says of a step, and by its makers' figures and prices the rest.
 
-    `account` is the result of `benchmarks.compiled` that has the share of the peak which a step reaches, if one has.
+    `account` is a result of `benchmarks.compiled`, `hosts` how many hosts its devices have; of each device the bytes a
+    second that it sends over the network in one direction.
     """
 
     name: str
+    account: str
     devices: int
-    operations_per_second: float
-    memory_bytes_per_second: float
+    hosts: int
     network_bytes_per_second: float
     dollars_per_device_hour: float
-    account: str | None = None
-
-    def share_of_peak(self, otherwise: float) -> float:
-        """The share that the account's first training step reaches, memory included."""
-        if self.account is None:
-            return otherwise
-        programs = json.loads((RESULTS / self.account).read_text())["programs"]
-        return next(row["share_of_peak"] for row in programs if row["program"] == "training step")
 
 
 def count(config: Config, corpus: Corpus, vocabulary_size: int, devices: int) -> dict[str, int]:
@@ -91,55 +83,35 @@ def count(config: Config, corpus: Corpus, vocabulary_size: int, devices: int) ->
     }
 
 
-def input_seconds(config: Config, corpus: Corpus, vocabulary_size: int, devices: int) -> float:
-    """Seconds in which one host lays out a step of all devices and reads its own part; the median of five."""
-    rows, own = config.train.batch_size * devices, config.train.batch_size * min(devices, HOST_DEVICES)
-    encode = word_encoder(corpus, config.model)
-    stream = LanguageModelStream(
-        corpus,
-        rows,
-        config.train.window,
-        encode,
-        devices=min(devices, HOST_DEVICES),
-        own=range(own),
-        shuffle=True,
-    )
-    next(stream)
-    seconds = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        next(stream)
-        training.draw_negatives(config, vocabulary_size, 0)
-        seconds.append(time.perf_counter() - begin)
-    return float(np.median(seconds))
+# What a ring of n devices sends from each to the next for a byte of a collective's result.
+RING = {
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-gather": lambda n: (n - 1) / n,
+    "all-to-all": lambda n: (n - 1) / n,
+    "reduce-scatter": lambda n: n - 1,
+}
 
 
-def predict(target: Target, config: Config, counted: dict, parameters: int, vocabulary_size: int, share: float) -> dict:
-    """Seconds of each part of a step on one device of `target`, from what was counted for one device.
-
-    Nothing is measured: products at `share` of the peak or the compiler's share, memory and network at theirs.
-    """
-    share = target.share_of_peak(otherwise=share)
-    model, train = config.model, config.train
-    targets = 2 * train.batch_size * train.window * target.devices
-    softmax_rows = min(targets + 2 * train.negatives, vocabulary_size)
-    moved = operations.moved_in_training_step(
-        model, train.batch_size, train.window, train.negatives, parameters, softmax_rows, 2
-    )
-    reduced = 4 * (parameters + softmax_rows * (model.projection_dim + 1))
+def predict(target: Target, pod: dict) -> dict:
+    """Seconds of each part of a step, from the compiler's account of it and the rehearsal of its hosts' work."""
+    account = json.loads((RESULTS / target.account).read_text())
+    step = next(row for row in account["programs"] if row["program"] == "training step")
+    host = next(row for row in pod["hosts"] if row["hosts"] == target.hosts)
+    sent = sum(RING[name](target.devices) * size for name, size in step["exchanged"].items())
     return {
         "name": target.name,
         "devices": target.devices,
-        "figures": [target.operations_per_second, target.memory_bytes_per_second, target.network_bytes_per_second],
-        "share": share,
         "account": target.account,
-        "softmax_rows": softmax_rows,
-        "moved_bytes": moved,
-        "reduced_bytes": reduced,
-        "products_seconds": counted["operations"] / (share * target.operations_per_second),
-        "memory_seconds": moved / target.memory_bytes_per_second,
-        # A ring sends every byte to the sum and back: 2 (n - 1) / n.
-        "network_seconds": 2 * (1 - 1 / target.devices) * reduced / target.network_bytes_per_second,
+        "tokens_per_step": target.devices * step["rows"] * step["window"],
+        "cycles": step["cycles"],
+        "hertz": account["chip"]["hertz"],
+        "share_of_peak": step["share_of_peak"],
+        "exchanged": step["exchanged"],
+        "sent_bytes": sent,
+        "network_bytes_per_second": target.network_bytes_per_second,
+        "device_seconds": step["cycles"] / account["chip"]["hertz"],
+        "network_seconds": sent / target.network_bytes_per_second,
+        "input_seconds": host["all"]["median"],
         "dollars_per_device_hour": target.dollars_per_device_hour,
     }
 
@@ -149,9 +121,7 @@ def benchmark(
     config: str = "original",
     vocabulary_size: int = 793_471,
     devices: tuple[int, ...] = (1, 2, 4, 8),
-    share: float = 0.5,
     tpu_price: float = 1.20,
-    gpu_price: float = 4.00,
     output: Path = RESULTS / "scaling.json",
 ) -> None:
     """Counts a step's operations and bytes against vocabulary, rows, window and devices, and predicts larger machines.
@@ -161,10 +131,7 @@ def benchmark(
         config: Size of the model, a file in configs/ or a path.
         vocabulary_size: Words of the softmax.
         devices: Numbers of devices, from 1 up.
-        share: Share of the peak that a GPU's products are taken to reach; a TPU's step reaches what its compiler says
-            (results/compiled-original-bfloat16-v5e-8.json).
         tpu_price: Dollars a TPU v5e chip costs in an hour; put in yours.
-        gpu_price: Dollars an H200 costs in an hour; put in yours.
         output: JSON file to write.
     """
     jax.config.update("jax_num_cpu_devices", max(devices))
@@ -183,29 +150,19 @@ def benchmark(
         for size, rows, window, number in tqdm(cases, "compiling")
     ]
     counted.append(count(replace(chosen, train=replace(base, precision="float32")), corpus, vocabulary_size, 1))
-    parameters = sum(
-        leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: init_bilm(jax.random.key(0), chosen.model)))
-    )
+    pod = json.loads((RESULTS / POD).read_text())
     targets = [
-        Target("TPU v5e-8", 8, 197e12, 819e9, 100e9, tpu_price, "compiled-original-bfloat16-v5e-8.json"),
-        Target("TPU v5e-256", 256, 197e12, 819e9, 100e9, tpu_price, "compiled-original-bfloat16-v5e-8.json"),
-        Target("8 x H200", 8, 989e12, 4.8e12, 450e9, gpu_price),
-    ]
-    predictions = [
-        predict(target, chosen, counted[0], parameters, vocabulary_size, share)
-        | {"input_seconds": input_seconds(chosen, corpus, vocabulary_size, target.devices)}
-        for target in tqdm(targets, "input")
+        Target("TPU v5e-8", "compiled-original-bfloat16-v5e-8.json", 8, 1, 100e9, tpu_price),
+        Target("TPU v5e-256", "compiled-original-bfloat16-v5e-256.json", 256, 32, 100e9, tpu_price),
     ]
     result = {
         "benchmark": "scaling",
         "command": command("scaling"),
         "machine": machine(),
         "config": config,
-        "parameters": parameters,
-        "tokens_per_device": base.batch_size * base.window,
         "run_tokens": 10 * 768_648_884,  # the published models: ten passes over the 1 Billion Word Benchmark
         "counted": counted,
-        "predictions": predictions,
+        "predictions": [predict(target, pod) for target in targets],
     }
     save(output, result)
     print(tables.scaling(result))

@@ -202,45 +202,93 @@ def versions(result: dict) -> str:
 
 def scaling(result: dict) -> str:
     """The tables of `benchmarks.scaling`."""
-    heads = ["vocabulary", "rows", "window", "devices", "precision", "distinct words", "operations", "all-reduce"]
-    heads += ["all-gather", "state", "temporary"]
+    collectives = sorted({name for row in result["counted"] for name in row["exchanged"]})
+    heads = ["vocabulary", "rows", "window", "devices", "precision", "distinct words", "operations"]
+    heads += [*collectives, "state", "temporary"]
     rows = []
     for row in result["counted"]:
         sizes = [str(row[name]) for name in ("rows", "window", "devices", "precision")]
-        exchanged = [f"{row['exchanged'].get(name, 0) / 1e6:,.1f} MB" for name in ("all-reduce", "all-gather")]
+        exchanged = [f"{row['exchanged'].get(name, 0) / 1e6:,.1f} MB" for name in collectives]
         memory = [f"{row[name] / GIB:.2f} GiB" for name in ("state_bytes", "temporary_bytes")]
         counts = [f"{row['distinct_words']:,}", f"{row['operations'] / 1e12:.3f} T"]
         rows.append([f"{row['vocabulary_size']:,}", *sizes, *counts, *exchanged, *memory])
     text = markdown(heads, rows) + f"\nOf each device. Config {result['config']}. {about(result)}.\n\n"
-    heads = ["machine", "products", "memory", "network", "input", "steps/s", "tokens/s", "ten epochs", "dollars"]
+    heads = ["machine", "device", "network", "input", "steps/s", "tokens/s", "ten epochs", "dollars"]
     rows, sums = [], []
     for row in result["predictions"]:
-        parts = [row[f"{name}_seconds"] for name in ("products", "memory", "network", "input")]
-        # A compiler's account of the products has what they wait for the memory.
-        slow, fast = 1 / (sum(parts) - (parts[1] if row.get("account") else 0)), 1 / max(parts)
-        tokens = result["tokens_per_device"] * row["devices"]
-        hours = [result["run_tokens"] / (speed * tokens) / 3600 for speed in (fast, slow)]
+        parts = [row[f"{name}_seconds"] for name in ("device", "network", "input")]
+        slow, fast = 1 / sum(parts), 1 / max(parts)
+        hours = [result["run_tokens"] / (speed * row["tokens_per_step"]) / 3600 for speed in (fast, slow)]
         dollars = [time * row["devices"] * row["dollars_per_device_hour"] for time in hours]
         rows.append(
             [
                 row["name"],
                 *(f"{1000 * part:.1f} ms" for part in parts),
                 f"{slow:.0f} – {fast:.0f}",
-                f"{slow * tokens:,.0f} – {fast * tokens:,.0f}",
-                f"{hours[0]:.1f} – {hours[1]:.1f} h",
+                f"{slow * row['tokens_per_step']:,.0f} – {fast * row['tokens_per_step']:,.0f}",
+                f"{hours[0]:.2f} – {hours[1]:.2f} h",
                 f"{dollars[0]:,.0f} – {dollars[1]:,.0f}",
             ]
         )
-        rates = [figure / 1e9 for figure in row["figures"]]
-        operations = result["counted"][0]["operations"] / 1e9
+        exchanged = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in sorted(row["exchanged"].items()))
         sums.append(
-            f"{row['name']}: products {operations:,.0f} / ({row['share']:.2g} x {rates[0]:,.0f}); memory "
-            f"{row['moved_bytes'] / 1e9:.2f} / {rates[1]:,.0f}; network 2 (1 - 1/{row['devices']}) x "
-            f"{row['reduced_bytes'] / 1e9:.2f} / {rates[2]:,.0f} ({row['softmax_rows']:,} rows of the softmax); "
+            f"{row['name']}: device {row['cycles'] / 1e6:.2f} M cycles / {row['hertz'] / 1e6:,.0f} MHz "
+            f"({row['share_of_peak']:.0%} of the peak); network {row['sent_bytes'] / 1e6:,.1f} MB / "
+            f"{row['network_bytes_per_second'] / 1e9:.0f} GB/s ({exchanged}); "
             f"{row['dollars_per_device_hour']:.2f} dollars a device and hour\n"
         )
-    note = f"Ten epochs are {result['run_tokens']:,} tokens. In billions, of operations, bytes, and either a second:\n"
+    note = f"Ten epochs are {result['run_tokens']:,} tokens.\n"
     return text + markdown(heads, rows) + f"\n{note}\n```\n{''.join(sums)}```\n"
+
+
+def checkpoints(result: dict) -> str:
+    """The table of `benchmarks.checkpoints`."""
+    seconds = result["seconds"]
+    rows = [
+        [what, f"{found['median']:.2f} s", f"{found['min']:.2f} – {found['max']:.2f} s"]
+        for what, found in seconds.items()
+    ]
+    note = (
+        f"Config {result['config']}, {result['vocabulary_size']:,} words, {result['checkpoints']} checkpoints, one in "
+        f"{result['every']} steps: the pause is {seconds['pause']['median'] / seconds['writing']['median']:.1%} of the "
+        f"writing. {about(result)}.\n"
+    )
+    return markdown(["what", "seconds", "least – most"], rows) + "\n" + note
+
+
+def pod(result: dict) -> str:
+    """The tables of `benchmarks.pod`."""
+    milliseconds = lambda found: (
+        f"{1000 * found['median']:.1f} ms ({1000 * found['min']:.1f} – {1000 * found['max']:.1f})"
+    )
+    heads = ["hosts", "rows in all", "laying out", "words", "negatives", "in all", "tokens/s", "to the devices"]
+    tokens, rows = result["devices_per_host"] * result["rows_per_device"] * result["window"], []
+    for of in result["hosts"]:
+        parts = [milliseconds(of[part]) for part in ("layout", "words", "negatives", "all")]
+        speed, size = tokens / of["all"]["median"], of["bytes"]["median"]
+        rows.append([str(of["hosts"]), f"{of['rows']:,}", *parts, f"{speed:,.0f}", f"{size / 1e6:.1f} MB"])
+    alone, many = (of["all"]["median"] for of in result["hosts"])
+    note = (
+        f"Of each host for a step, on one core, median (least – most). Config {result['config']}, "
+        f"{result['devices_per_host']} devices a host, {result['rows_per_device']} x {result['window']} on each, "
+        f"{result['vocabulary_size']:,} words; {many / alone:.2f} times the work of a host alone. {about(result)}.\n"
+    )
+    text = f"{markdown(heads, rows)}\n{note}"
+    if not result["starts"]:
+        return text
+    parts = list(next(iter(result["starts"].values()))["seconds"])
+    heads, rows = ["start", *parts, "in all", "memory"], []
+    for name, found in result["starts"].items():
+        seconds = [found["seconds"][part] for part in parts]
+        shown = [f"{second:.1f} s" for second in (*seconds, sum(seconds))]
+        rows.append([name, *shown, f"{found['bytes'] / 1e9:.2f} GB"])
+    found = result["starts"]["without the cache"]
+    speed = found["tokens"] / found["seconds"]["text"]
+    note = (
+        f"Of one host of the pod, {found['tokens']:,} tokens, on one core: {speed:,.0f} tokens/s are turned into "
+        "numbers. Memory is the process' own, that of mapped files is the system's.\n"
+    )
+    return f"{text}\n{markdown(heads, rows)}\n{note}"
 
 
 def compiled(result: dict) -> str:
@@ -321,7 +369,20 @@ def dearest(name: str, operations: list, top: int) -> str:
 
 TABLES = {
     table.__name__: table
-    for table in (embedding, text_length, precision, training, curves, forms, changes, versions, scaling, compiled)
+    for table in (
+        embedding,
+        text_length,
+        precision,
+        training,
+        curves,
+        forms,
+        changes,
+        versions,
+        scaling,
+        checkpoints,
+        pod,
+        compiled,
+    )
 }
 
 

@@ -39,6 +39,10 @@ class Checkpoint(NamedTuple):
     state: Any
     rows: Any
 
+    def arrays(self) -> dict[str, Any]:
+        """All of them, by the names under which they are saved."""
+        return {"state": self.state, "rows": self.rows}
+
 
 class Written(NamedTuple):
     """A checkpoint that has been written: its step, and the seconds that it took beside the training."""
@@ -107,6 +111,10 @@ class Checkpoints:
         closing.start()
         closing.join(LAST_WRITE if parallel.has_peers() else None)
 
+    def compile(self, checkpoint: Checkpoint) -> None:
+        """Compiles what the devices do in `save`, so that the run need not wait for that at the first checkpoint."""
+        _check(checkpoint.arrays())
+
     def save(self, checkpoint: Checkpoint) -> None:
         """Begins to save a checkpoint, when the one before is written; every process calls it.
 
@@ -114,7 +122,7 @@ class Checkpoints:
         refused, as are all errors of writing, by the next call of any method.
         """
         self.wait()
-        values = {"state": checkpoint.state, "rows": checkpoint.rows}
+        values = checkpoint.arrays()
         # The devices begin with this, before the next step: on all processes in the same order.
         checked = _check(values)
         self._writing = self._thread.submit(self._write, checkpoint.step, values, checked, self.best_step)
@@ -217,7 +225,7 @@ class Checkpoints:
         progress = json.loads((self.folder / str(step) / "progress" / "metadata").read_text())
         if progress.pop("crc32") != _checksum(progress) or progress["step"] != step:
             raise ValueError("the checksum of its progress differs")
-        wanted = {"state": like.state, "rows": like.rows}
+        wanted = like.arrays()
         _check_shapes(step, progress["arrays"], wanted)
         args = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()})
         restored = _reader().restore(self.folder / str(step), args=args)

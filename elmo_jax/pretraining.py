@@ -332,7 +332,7 @@ def train(run: Run) -> None:
     """Trains to the last step, or until the run is told to end (SystemExit)."""
     train_step = training.step_on_devices(run.config)
     stand, ended = run.stand, False
-    run.copy(stand)  # takes its memory now: if that does not suffice, the run ends at once
+    run.checkpoints.compile(run.copy(stand))  # takes its memory now: if that does not suffice, the run ends at once
     with contextlib.ExitStack() as stack:
         termination = stack.enter_context(Termination())
         reports = stack.enter_context(Reports(run))

@@ -140,6 +140,8 @@ BENCHMARKS = {
     "curves": "--rows 4 --steps 10",
     "versions": f"--other {ROOT} --precisions float32 --vocabulary_size 2000 --rows 4 --steps 1 --repeats 2",
     "scaling": "--vocabulary_size 2000 --devices 1",
+    "pod": "--hosts 2 --devices_per_host 2 --vocabulary_size 2000 --steps 1 --tokens 5000",
+    "checkpoints": f"--heldout {ROOT}/configs/demo_sentences.txt --vocabulary_size 2000 --steps 4",
 }
 
 

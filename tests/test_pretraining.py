@@ -317,7 +317,7 @@ def test_told_to_end_within_an_evaluation(project, tmp_path, monkeypatch):
 def test_a_second_interrupt_stops_at_once():
     with lifecycle.Termination() as termination:
         os.kill(os.getpid(), signal.SIGINT)
-        assert termination.requested(1)
+        assert termination.requested()
         assert termination.exit_code == 130
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
@@ -388,10 +388,10 @@ from test_training import ROWS, WINDOW, config, corpus, initial_parameters
 from conftest import SMALL
 from elmo_jax import training
 from elmo_jax.model import zero_state
-from elmo_jax.streams import LanguageModelStream, word_table
+from elmo_jax.streams import LanguageModelStream, word_encoder
 assert jax.local_device_count() == 8
 text, settings = corpus(), config(dropout=0.1, precision="bfloat16")
-batch = next(LanguageModelStream(text, 16, WINDOW, word_table(text, SMALL).__getitem__, devices=8))
+batch = next(LanguageModelStream(text, 16, WINDOW, word_encoder(text, SMALL), devices=8))
 lstm_state = jax.tree.map(lambda leaf: leaf.reshape(8, 2, -1), zero_state(SMALL, 16))
 inputs = training.init_state(initial_parameters()), lstm_state, batch, np.arange(16, dtype=np.int32).reshape(8, 2)
 inputs += training.draw_negatives(settings, 43, 1),

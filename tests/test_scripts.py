@@ -32,7 +32,7 @@ from elmo_jax import pretraining
 from elmo_jax.corpus import Corpus, sentences
 from elmo_jax.evaluation import evaluator
 from elmo_jax.model import start_state, zero_state
-from elmo_jax.streams import LanguageModelStream, word_table
+from elmo_jax.streams import LanguageModelStream, word_encoder
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import read_folder, write_arrays
 
@@ -208,12 +208,12 @@ def test_perplexity(project, capsys, state):
     assert words[-1] == state
     folder = read_folder(project / "run", with_softmax=True)
     text = Corpus(sentences([str(project / "heldout.txt")], "TEXT"), folder.vocabulary)
-    encode = word_table(text, folder.model).__getitem__
+    encode = word_encoder(text, folder.model)
     parameters = {"bilm": folder.parameters, "softmax": folder.softmax}
     starts = {"carry": None, "zero": zero_state(folder.model), "warm": start_state(*folder[:3], "warm")}
     evaluate = evaluator(folder.model)
     expected = {
-        name: evaluate(parameters, LanguageModelStream(text, 8, 5, encode, devices=4, passes=1), start).both
+        name: evaluate(parameters, LanguageModelStream(text, 8, 5, encode, devices=4, once=True), start).both
         for name, start in starts.items()
     }
     errors = {name: abs(float(words[1]) - value) for name, value in expected.items()}
@@ -367,6 +367,7 @@ def test_the_scripts_as_processes(project, tmp_path):
 ORDER = [
     "errors",
     "files",
+    "arrays",
     "config",
     "vocabulary",
     "corpus",
@@ -384,6 +385,7 @@ ORDER = [
     "elmo",
     "dump",
     "losses",
+    "softmax_table",
     "modules",
     "training",
     "evaluation",
@@ -411,7 +413,7 @@ def test_structure():
     for number, name in enumerate(ORDER):
         own = [module.split(".")[1] for module in imports(files[name]) if module.startswith("elmo_jax.")]
         assert set(own) <= set(ORDER[:number]), name
-    for name in ("errors", "files", "config", "vocabulary", "corpus", "streams"):
+    for name in ORDER[: ORDER.index("streams") + 1]:
         assert not any(module.split(".")[0] in ("jax", "flax") for module in imports(files[name]))
     assert [name for name, path in files.items() if "pmap" in path.read_text()] == ["parallel"]
     for name in ORDER[: ORDER.index("dump") + 1]:
