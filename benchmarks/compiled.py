@@ -1,6 +1,7 @@
 """What the compilers of TPUs and GPUs say of the programs. No such machine is there: nothing runs, nothing is measured.
 
 python -m benchmarks.compiled --topology v5e:2x4 --gpu h200
+python -m benchmarks.compiled --topology v5e:16x16 --rows 128 --programs "training step"
 """
 
 import functools
@@ -69,6 +70,8 @@ MOVING |= {"transpose", "pad", "concatenate", "dynamic-slice", "dynamic-update-s
 WITHOUT_ESTIMATE = ("gather", "scatter", "sort", "reshape")
 NOT_KNOWN = 2**63 - 1
 
+PROGRAMS: tuple[Literal["training step", "embedding", "new words"], ...] = ("training step", "embedding", "new words")
+
 COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(")
 
@@ -135,9 +138,9 @@ class Program:
         found = []
         for line in self.computations[name]:
             _, shape, kind = INSTRUCTION.match(line).groups()
-            if kind in NOTHING:
-                continue
             op_name = (re.search(r'op_name="([^"]*)"', line) or ("", ""))[1]
+            if kind in NOTHING or operations.HARDLY_EVER in op_name:
+                continue
             around = scope_of(op_name) or scope, direction_of(op_name) or direction
             inside = functools.partial(self._operations, scope=around[0], direction=around[1])
             kinds = self._kinds(kind, line)
@@ -313,6 +316,7 @@ def benchmark(
     words: int | None = None,
     embedding_rows: int | None = None,
     new_words: float = NEW_WORDS,
+    programs: tuple[Literal["training step", "embedding", "new words"], ...] = PROGRAMS,
     top: int = 0,
     output: Path = RESULTS,
 ) -> None:
@@ -332,6 +336,7 @@ def benchmark(
             directions, as in English text: each direction reads every word once, and words repeat.
         embedding_rows: Rows of an embedding window; by default the most that the engine takes.
         new_words: Share of an embedding window's words that have no vector yet.
+        programs: What to compile.
         top: Print so many of the dearest operations of each program, too.
         output: Folder of the JSON files, compiled-CONFIG-PRECISION-NAME.json.
     """
@@ -353,16 +358,16 @@ def benchmark(
     platforms = {machine: "cuda" if machine == gpu else "tpu" for machine in machines}
     for platform in platforms.values():
         python_of(platform)  # says so at once where it is not there
-    cases: list[tuple[str, int | None]] = [("training step", number) for number in rows]
-    cases += [("embedding", embedding_rows), ("new words", embedding_rows)]
+    rows_of = lambda program: rows if program == "training step" else (embedding_rows,)
+    cases = [(program, number) for program in programs for number in rows_of(program)]
     for machine, platform in platforms.items():
-        chip, programs = CHIPS.get(machine.split(":")[0]), []
+        chip, lines = CHIPS.get(machine.split(":")[0]), []
         for program, number in tqdm(cases, f"compiling for {machine}"):
             asked = {"program": program, "rows": number, "vocabulary_size": vocabulary_size, "precision": precision}
             asked["words"] = distinct_words((number or 1) * chosen.train.window, words)
             told, text = ask(platform, machine=machine, config=config, **asked)
             work = work_of(program, chosen, told, words, new_words)
-            programs.append(describe(program, told, text, work, chip, top))
+            lines.append(describe(program, told, text, work, chip, top))
         about = {name: told[name] for name in ("compiler", "jax", "python")}
         about |= {"device": f"{told['devices']} x {told['device']}", "date": date.today().isoformat()}
         result = {
@@ -374,7 +379,7 @@ def benchmark(
             "precision": precision,
             "vocabulary_size": vocabulary_size,
             "chip": chip and chip._asdict(),
-            "programs": programs,
+            "programs": lines,
         }
         name = f"{machine.split(':')[0]}-{told['devices']}" if chip else machine
         save(output / f"compiled-{Path(config).stem}-{precision}-{name}.json", result)

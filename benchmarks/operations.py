@@ -10,6 +10,9 @@ from elmo_jax.model import parameter_shapes
 from elmo_jax.streams import Batch
 from elmo_jax.vocabulary import PADDING
 
+# In the names of what a training step hardly ever carries out: what `softmax_table.Exchange.further` does.
+HARDLY_EVER = "further_rounds"
+
 
 def of_lstms(model: ModelConfig) -> int:
     """The products of all LSTM layers of both directions at one position."""
@@ -65,10 +68,10 @@ def of_training_step(model: ModelConfig, positions: int, words: Iterable[tuple[i
 def exchanged(program: str) -> Counter[str]:
     """Bytes of every collective's result in a compiled program, by the collective's name.
 
-    Not of those in a training step's further rounds (`softmax_table.Exchange`), of which there is hardly ever one.
+    Not of those that are hardly ever carried out.
     """
     found = Counter()
-    lines = "\n".join(line for line in program.splitlines() if "further_rounds" not in line)
+    lines = "\n".join(line for line in program.splitlines() if HARDLY_EVER not in line)
     for results, name in re.findall(r"= (.*) (all-reduce|all-gather|reduce-scatter|all-to-all)\(", lines):
         for kind, shape in re.findall(r"([a-z]+\d+)\[([\d,]*)\]", results):
             size = prod(int(length) for length in shape.split(",") if length)

@@ -74,7 +74,7 @@ def evaluator(model: ModelConfig, precision: Precision = "float32"):
     """Compiles `evaluate(parameters, batches, start_state) → Perplexity` for as many devices as the batches have.
 
     parameters as `softmax_table.divide` and `training.place` put them on the devices, for the batches' rows; batches
-    from a LanguageModelStream; start_state as in `evaluation_step`.
+    from a LanguageModelStream; start_state as in `evaluation_step`. `evaluate.lower` is that of a window's program.
     """
     step = functools.partial(evaluation_step, model, precision)
     step = parallel(step, (PARAMETER_AXES, 0, 0, None), (None, 0))
@@ -92,4 +92,5 @@ def evaluator(model: ModelConfig, precision: Precision = "float32"):
         forward, backward = losses / tokens
         return Perplexity(*(float(np.exp(loss)) for loss in ((forward + backward) / 2, forward, backward)))
 
+    evaluate.lower = step.lower
     return evaluate

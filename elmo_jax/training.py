@@ -11,7 +11,7 @@ import optax
 from jax import lax
 
 from elmo_jax import softmax_table
-from elmo_jax.config import Config
+from elmo_jax.config import Config, Precision
 from elmo_jax.losses import (
     SampledWords,
     full_softmax_loss,
@@ -159,6 +159,12 @@ def token_losses(config: Config, softmax: dict[str, Any], hidden: jax.Array, inp
     return jnp.stack(list(map(of_direction, hidden, inputs.targets)))
 
 
+def mean(tree: Any, precision: Precision) -> Any:
+    """Mean over the devices of float32 arrays, which are rounded to `precision` and so summed."""
+    total = lax.psum(jax.tree.map(lambda array: array.astype(precision), tree), AXIS)
+    return jax.tree.map(lambda array: array.astype(jnp.float32) / lax.axis_size(AXIS), total)
+
+
 def loss_gradients(config: Config, parameters: dict[str, Any], inputs: LossInputs) -> tuple[dict, jax.Array, State]:
     """Gradients of `loss`, the losses [2] of both directions, averaged over devices, and the LSTM state.
 
@@ -169,7 +175,7 @@ def loss_gradients(config: Config, parameters: dict[str, Any], inputs: LossInput
     own = gradients.pop("softmax")
     if inputs.words is not None:
         gradients["negatives"] = own.pop("negatives")
-    gradients, losses = lax.pmean((gradients, losses), AXIS)
+    gradients, losses = mean(gradients, config.train.reduce_precision), lax.pmean(losses, AXIS)
     own = jax.tree.map(lambda gradient: gradient / lax.axis_size(AXIS), own)
     if inputs.words is not None:
         own["negatives"] = gradients.pop("negatives")

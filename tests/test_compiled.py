@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT, script_environment
 
 from benchmarks import compiled, operations, tables
+from elmo_jax import softmax_table
 from elmo_jax.config import load_config
 
 TPU, GPU = ((ROOT / "tests" / f"compiled_{name}.txt").read_text() for name in ("tpu", "gpu"))
@@ -147,6 +148,16 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch, capsys
     assert len(printed.splitlines()) == 1
 
 
+@pytest.mark.parametrize(("scope", "counted"), [("", [3, 5]), (f"{operations.HARDLY_EVER}/while/body/", [3])])
+def test_what_is_hardly_ever_carried_out_is_not_counted(scope, counted):
+    text = f"""ENTRY %main (x: f32[2,3]) -> f32[2,5] {{
+  %a = f32[2,3]{{1,0}} all-to-all(%x), metadata={{op_name="jit(step)/rows/all_to_all"}}
+  %b = f32[2,5]{{1,0}} all-to-all(%y), metadata={{op_name="jit(step)/rows/{scope}all_to_all"}}
+}}"""
+    assert operations.exchanged(text) == {"all-to-all": 4 * 2 * sum(counted)}
+    assert len(compiled.Program(text, compiled.kernels, 1).operations()) == len(counted)
+
+
 def installed(platform: str):
     there = (compiled.COMPILERS / platform).exists()
     return pytest.mark.skipif(not there, reason=f"no compiler for {platform}; `make compilers` installs it")
@@ -178,10 +189,14 @@ def test_real_compilers(machine, name, unit, tmp_path):
     assert named == set(compiled.PARTS[:-2])
     if name == "v5e-8":
         config = load_config("tiny", ROOT / "configs")
-        tokens = 8 * 2 * 4 * 20  # of all devices and both directions
-        touched = (tokens + 2 * 512) * (config.model.projection_dim + 1)
-        size = operations.parameters(config.model)
-        assert step["exchanged"] == {"all-reduce": 4 * (size + touched + 3), "all-gather": 4 * tokens}
+        size, words, rows = config.model.projection_dim, 2 * config.train.negatives, 4 * 8
+        room = softmax_table.room(2 * 4 * 20, 8, softmax_table.table_size(5000, rows) // 8)
+        # The biLM's gradients, those of the negatives' rows, their biases; losses and the norm, the number of rounds.
+        float32 = operations.parameters(config.model) + words * (size + 1) + words + 3 + 1
+        # The negatives' rows, which a product rounds anyway, come as bfloat16.
+        assert step["exchanged"]["all-reduce"] == 4 * float32 + 2 * words * size
+        assert step["exchanged"]["all-to-all"] == 4 * 8 * room * (1 + 2 * (size + 1))
+        assert set(step["exchanged"]) == {"all-reduce", "all-to-all"}
 
 
 PRODUCT = """

@@ -1,14 +1,19 @@
 import dataclasses
+import json
+import math
+import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import SMALL, TOLERANCE, place_on, relative_error, take_form, to_host
+from conftest import ROOT, SMALL, TOLERANCE, place_on, relative_error, take_form, to_host
 
 from benchmarks import operations
-from elmo_jax import softmax_table, training
+from elmo_jax import evaluation, softmax_table, training
 from elmo_jax.config import Config, TrainConfig
 from elmo_jax.corpus import Corpus
 from elmo_jax.evaluation import evaluator
@@ -235,30 +240,34 @@ def test_initial_values_are_those_of_bilm_tf():
     assert relative_error(deviation, 7**-0.5) < 0.02
 
 
-def communicated_bytes(devices, vocabulary_size, softmax):
-    """Bytes of every collective's result in the compiled training step, by its name, without further rounds."""
-    chosen = config(negatives=9, softmax=softmax)
-    places = softmax_table.table_size(vocabulary_size, ROWS) // devices
+def lowered_step(config, devices, vocabulary_size):
+    """The training step of so many devices, not yet compiled."""
+    rows = devices * config.train.batch_size
+    places = softmax_table.table_size(vocabulary_size, rows) // devices
 
     def initial():
         softmax = init_softmax(jax.random.key(1), SMALL, places)
         softmax = jax.tree.map(lambda leaf: jnp.stack([leaf] * devices), softmax)
         return training.init_state({"bilm": init_bilm(jax.random.key(0), SMALL), "softmax": softmax})
 
-    shapes = jax.eval_shape(initial)
     text = corpus()
-    batch = next(LanguageModelStream(text, ROWS, WINDOW, word_encoder(text, SMALL), devices=devices))
-    lstm_state = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, leaf.shape[-1]), zero_state(SMALL, ROWS))
-    row_ids = np.arange(ROWS, dtype=np.int32).reshape(devices, -1)
-    negatives = training.draw_negatives(chosen, vocabulary_size, 1) if softmax == "sampled" else None
-    step = training.step_on_devices(chosen)
-    return operations.exchanged(step.lower(shapes, lstm_state, batch, row_ids, negatives).compile().as_text())
+    batch = next(LanguageModelStream(text, rows, config.train.window, word_encoder(text, SMALL), devices=devices))
+    lstm_state = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, leaf.shape[-1]), zero_state(SMALL, rows))
+    row_ids = np.arange(rows, dtype=np.int32).reshape(devices, -1)
+    negatives = training.draw_negatives(config, vocabulary_size, 1) if config.train.softmax == "sampled" else None
+    step = training.step_on_devices(config, devices=jax.devices()[:devices])
+    return step.lower(jax.eval_shape(initial), lstm_state, batch, row_ids, negatives)
+
+
+def exchanged(*step):
+    """Bytes of every collective's result in the compiled training step, by its name."""
+    return operations.exchanged(lowered_step(*step).compile().as_text())
 
 
 @pytest.mark.parametrize("softmax", ["sampled", "full"])
 def test_communication_does_not_depend_on_the_vocabulary(softmax):
     """Each parameter's gradient is exchanged once; of the softmax only the rows that the step may touch, or none."""
-    few, many = (communicated_bytes(2, size, softmax) for size in (1_000, 10_000))
+    few, many = (exchanged(config(softmax=softmax), 2, size) for size in (1_000, 10_000))
     assert few == many
     parameters = jax.eval_shape(lambda: init_bilm(jax.random.key(0), SMALL))
     size = sum(leaf.size for leaf in jax.tree.leaves(parameters))
@@ -273,3 +282,50 @@ def test_communication_does_not_depend_on_the_vocabulary(softmax):
         assert few["all-gather"] == 4 * tokens * (hidden + 1)
         assert few["reduce-scatter"] == 4 * tokens * hidden // 2
         assert set(few) == {"all-reduce", "all-gather", "reduce-scatter"}
+
+
+@pytest.mark.slow
+def test_communication_hardly_depends_on_the_number_of_devices():
+    """What devices exchange beside the biLM's gradients, of as many rows and negatives as the published models had."""
+    settings = "test_training.config(batch_size=128, window=20, negatives=8192)"
+    code = f"""import jax, json, test_training
+jax.config.update("jax_num_cpu_devices", 256)
+print(json.dumps([test_training.exchanged({settings}, devices, 793_471) for devices in (8, 256)]))"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests", capture_output=True, text=True, check=True)
+    few, many = json.loads(done.stdout)
+    size = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: init_bilm(jax.random.key(0), SMALL))))
+    assert set(few) == set(many) == {"all-reduce", "all-to-all"}
+    assert few["all-reduce"] == many["all-reduce"] > 4 * size
+    assert sum(many.values()) - 4 * size < 1.5 * (sum(few.values()) - 4 * size)
+
+
+def test_gradients_summed_in_bfloat16():
+    before = initial_parameters()
+    expected, found = (train(config(reduce_precision=kind), 4, 1)[1].parameters for kind in ("float32", "bfloat16"))
+    changes = [jax.tree.leaves(jax.tree.map(np.subtract, after, before)) for after in (expected, found)]
+    errors = [relative_error(one, other) for one, other in zip(*changes, strict=True)]
+    assert 1e-4 < max(errors) < 5 * 2**-9
+    text = lowered_step(config(reduce_precision="bfloat16"), 2, 1000).as_text()
+    reduced = re.findall(r"all_reduce.*?\}\) : \(.*?\) -> (.*?)\n", text, re.DOTALL)
+    size = sum(leaf.size for leaf in jax.tree.leaves(before["bilm"])) + 2 * 9 * (SMALL.projection_dim + 1)
+    shapes = re.findall(r"tensor<([\dx]*)xbf16>", " ".join(reduced))
+    assert sum(math.prod(map(int, shape.split("x"))) for shape in shapes) == size
+
+
+def test_evaluation_in_pieces(monkeypatch):
+    """Of the window's positions: as exact, and a device holds the outputs of fewer tokens of others."""
+    text, rows = corpus(17), 4 * device_count()
+    parameters = training.place(training.init_state(initial_parameters()), rows).parameters
+    stream = LanguageModelStream(text, rows, 6, word_encoder(text, SMALL), devices=device_count(), once=True)
+    batches = list(stream)
+    lstm_state = jax.tree.map(lambda leaf: leaf.reshape(device_count(), 4, -1), zero_state(SMALL, rows))
+    expected, gathered = evaluator(SMALL)(parameters, batches), []
+    for tokens in (2**15, 2 * rows):
+        monkeypatch.setattr(evaluation, "TOKENS_TOGETHER", tokens)
+        evaluate = evaluator(SMALL)
+        found = evaluate(parameters, batches)
+        assert relative_error(found, expected) < TOLERANCE
+        program = evaluate.lower(parameters, lstm_state, batches[0], None).compile()
+        gathered.append(operations.exchanged(program.as_text())["all-gather"])
+    assert gathered == [4 * 2 * tokens * (SMALL.projection_dim + 1) for tokens in (6 * rows, 2 * rows)]
+    assert 1e-6 < relative_error(evaluator(SMALL, "bfloat16")(parameters, batches), expected) < 0.02

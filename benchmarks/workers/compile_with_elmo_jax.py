@@ -22,6 +22,7 @@ from elmo_jax.config import load_config
 from elmo_jax.engine import WINDOW, Fixed, embedding_program
 from elmo_jax.model import parameter_shapes, prepared_layers, zero_state
 from elmo_jax.products import Form, compiled_for, form
+from elmo_jax.softmax_table import table_size
 from elmo_jax.streams import Batch, Window
 from elmo_jax.word_vectors import REMEMBERED_WORDS, spelling_program
 
@@ -64,8 +65,8 @@ def parameters(model):
 def training_step(config, devices, vocabulary_size: int, words: int):
     """The training step as `pretraining` calls it: with room for all words that a window may have, or for these."""
     model, train, n = config.model, config.train, len(devices)
-    weight, bias = (vocabulary_size, model.projection_dim), (vocabulary_size,)
-    softmax = {"weight": array(np.float32, *weight), "bias": array(np.float32, *bias)}
+    part = table_size(vocabulary_size, n * train.batch_size) // n
+    softmax = {"weight": array(np.float32, n, part, model.projection_dim), "bias": array(np.float32, n, part)}
     state = jax.eval_shape(training.init_state, {"bilm": parameters(model), "softmax": softmax})
     of_rows = (n, train.batch_size, train.window)
     room = array(np.uint16, n, 2 * train.batch_size * train.window, model.max_characters)
@@ -80,7 +81,7 @@ def training_step(config, devices, vocabulary_size: int, words: int):
         array(np.int32, n, 2, *of_rows[1:]),
         array(bool, *of_rows),
     )
-    negatives = training.Negatives(array(np.int32, 2, train.negatives), array(np.int32, 2))
+    negatives = training.Negatives(array(np.int32, 2, train.negatives), array(np.int32, 2), array(np.int32))
     row_ids = array(np.int32, n, train.batch_size)
     lstm_state = shapes(zero_state(model, train.batch_size), n)
     return training.step_on_devices(config, devices=devices).lower(state, lstm_state, batch, row_ids, negatives)

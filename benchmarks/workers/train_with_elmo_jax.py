@@ -50,7 +50,7 @@ def inputs():
 
 keys = jax.random.split(jax.random.key(0))
 softmax = init_softmax(keys[1], model, len(vocabulary))
-state = training.place(config, training.init_state({"bilm": init_bilm(keys[0], model), "softmax": softmax}))
+state = training.place(training.init_state({"bilm": init_bilm(keys[0], model), "softmax": softmax}), asked["rows"])
 del softmax
 lstm_state = parallel.shard(zero_state(model, asked["rows"]))
 row_ids = np.arange(asked["rows"], dtype=np.int32)[None]
@@ -76,16 +76,15 @@ def split(repeats):
     """Seconds of the forward pass alone, and of forward and backward pass."""
     batch, negatives = next(ahead)
 
-    def arguments(state, lstm_state, batch, row_ids, negatives):
-        touched = training.touched_words(batch, negatives, len(vocabulary))
-        inputs = training.LossInputs(state.step, lstm_state, batch, row_ids, touched)
-        return config, touched.select(state.parameters), inputs
+    def arguments(state, *given):
+        inputs, exchange = training.loss_inputs(state, *given)
+        return config, state.parameters | {"softmax": exchange.fetch(state.parameters["softmax"])}, inputs
 
     forward = lambda *given: training.loss(*arguments(*given))[0]
     backward = lambda *given: training.loss_gradients(*arguments(*given))[0]
     found = {}
     for name, function in (("forward", forward), ("backward", backward)):
-        program = parallel.parallel(function, (None, 0, 0, 0, None), 0 if name == "forward" else None)
+        program = parallel.parallel(function, (training.STATE_AXES, 0, 0, 0, None), 0)
         once = lambda program=program: jax.block_until_ready(program(state, lstm_state, batch, row_ids, negatives))
         once()
         found[name] = float(np.median([timed(once) for _ in range(repeats)]))
