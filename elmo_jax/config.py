@@ -105,9 +105,9 @@ class TrainConfig:
     """Inputs of the matrix products, which are summed in float32; parameters stay float32. "high" lies between: three
     bfloat16 products instead of six on TPU, TensorFloat-32 on GPU, the same as float32 on CPU."""
     reduce_precision: Literal["float32", "bfloat16"] = "float32"
-    """In which the devices' gradients are summed. "bfloat16" halves what they exchange: each gradient is rounded to 8
-    bits (2^-9 of it) on every device and at every addition, of n devices to (n + 1) · 2^-9 of the largest at worst.
-    Those of the targets' rows of a sampled softmax stay float32."""
+    """In which the devices' gradients are summed. "bfloat16" halves what they exchange: each number is rounded to 8
+    bits (2^-9 of it) on every device and at every addition, which with n devices adds up to n · 2^-9 of the largest at
+    worst. The gradients of the targets' rows of a sampled softmax stay float32."""
     eval_precision: Precision = "float32"
     """The same as precision, while held-out perplexity is measured."""
     seed: int = 0

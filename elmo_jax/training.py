@@ -22,7 +22,7 @@ from elmo_jax.losses import (
 from elmo_jax.model import Reading, State, read_window, word_vectors
 from elmo_jax.parallel import AXIS, fetch, has_peers, parallel, replicate
 from elmo_jax.products import form
-from elmo_jax.softmax_table import NO_WORD, PARAMETER_AXES, Exchange, Touched, places_of
+from elmo_jax.softmax_table import NO_WORD, PARAMETER_AXES, Exchange, WholePart, places_of
 from elmo_jax.streams import Batch
 
 
@@ -114,13 +114,13 @@ class LossInputs(NamedTuple):
 @jax.named_scope("rows")
 def loss_inputs(
     state: TrainState, lstm_state: State, batch: Batch, row_ids: jax.Array, negatives: Negatives | None
-) -> tuple[LossInputs, Exchange | None]:
-    """What the loss takes, and for the sampled softmax how its rows come and go; arguments as in `train_step`."""
+) -> tuple[LossInputs, Exchange | WholePart]:
+    """What the loss takes, and how the softmax's rows come and go; arguments as in `train_step`."""
     devices, part = lax.axis_size(AXIS), len(state.parameters["softmax"]["bias"])
     place = lambda ids: places_of(ids, len(row_ids) * devices, part * devices)
     targets = batch.targets.reshape(2, -1)
     if negatives is None:
-        return LossInputs(state.step, lstm_state, batch, row_ids, place(targets), None), None
+        return LossInputs(state.step, lstm_state, batch, row_ids, place(targets), None), WholePart()
     count = lambda ids: log_expected_count(ids, negatives.draws[:, None], negatives.vocabulary_size)
     words = SampledWords(targets, negatives.ids, count(targets), count(negatives.ids))
     exchange = Exchange(place(targets), place(negatives.ids), part)
@@ -226,28 +226,20 @@ def train_step(
     """
     inputs, exchange = loss_inputs(state, lstm_state, batch, row_ids, negatives)
     parameters, sums = state.parameters, state.accumulators
-    fetched = parameters["softmax"] if exchange is None else exchange.fetch(parameters["softmax"])
-    gradients, losses, lstm_state = loss_gradients(config, parameters | {"softmax": fetched}, inputs)
-    first = Touched(None, gradients["softmax"])
-    if exchange is not None:
-        exchanged = exchange.of_wanted(gradients["softmax"]["targets"]), gradients["softmax"]["negatives"]
-        first = exchange.touched(exchange.first, *exchanged)
+    rows = exchange.fetch(parameters["softmax"])
+    gradients, losses, lstm_state = loss_gradients(config, parameters | {"softmax": rows}, inputs)
+    touched = exchange.give(gradients["softmax"])
+    first = touched(exchange.first)
     square = lambda touched: optax.tree.norm(touched.gradients, squared=True)
-    own_square = square(first)
-    if exchange is not None:
-        add = lambda given, total: total + square(exchange.touched(given, *exchanged))
-        own_square = exchange.further(add, own_square)
+    own_square = exchange.further(lambda given, total: total + square(touched(given)), square(first))
     norm = global_norm(gradients["bilm"], own_square)
     update = functools.partial(adagrad, config.train.learning_rate, jnp.minimum(1.0, config.train.clip_norm / norm))
 
     def update_places(touched, tables):
-        updated = update(*map(touched.select, tables), touched.gradients)
-        return tuple(map(touched.merge, tables, updated))
+        return tuple(map(touched.merge, tables, update(*map(touched.select, tables), touched.gradients)))
 
     tables = update_places(first, (parameters["softmax"], sums["softmax"]))
-    if exchange is not None:
-        again = lambda given, tables: update_places(exchange.touched(given, *exchanged), tables)
-        tables = exchange.further(again, tables)
+    tables = exchange.further(lambda given, tables: update_places(touched(given), tables), tables)
     bilms = update(parameters["bilm"], sums["bilm"], gradients["bilm"])
     trees = ({"bilm": bilm, "softmax": softmax} for bilm, softmax in zip(bilms, tables, strict=True))
     return TrainState(state.step + 1, *trees), lstm_state, Metrics(losses, norm)

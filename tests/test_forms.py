@@ -30,7 +30,7 @@ def losses_and_gradients(config, devices):
 
     def gradients(state, lstm_state, batch, row_ids):
         inputs, exchange = training.loss_inputs(state, lstm_state, batch, row_ids, negatives)
-        rows = state.parameters["softmax"] if exchange is None else exchange.fetch(state.parameters["softmax"])
+        rows = exchange.fetch(state.parameters["softmax"])
         found, losses, lstm_state = training.loss_gradients(config, state.parameters | {"softmax": rows}, inputs)
         return found["bilm"], jax.tree.leaves(found["softmax"]), losses, lstm_state
 

@@ -83,9 +83,9 @@ def test_number_of_devices_does_not_matter(options, others):
 
 def test_number_of_rounds_does_not_matter(monkeypatch):
     """Of the exchange of the targets' rows: where there is little room in one, there are more of them."""
-    losses, state, _ = train(config(), 2, 3)
+    losses, state, _ = train(config(dropout=0.3), 2, 4)
     monkeypatch.setattr(softmax_table, "room", lambda *_: 1)
-    found_losses, found_state, _ = train(config(), 2, 3)
+    found_losses, found_state, _ = train(config(dropout=0.3), 2, 4)
     assert relative_error(found_losses, losses) < TOLERANCE
     for found, expected in zip(jax.tree.leaves(found_state), jax.tree.leaves(state), strict=True):
         assert relative_error(found, expected) < TOLERANCE
@@ -301,11 +301,12 @@ print(json.dumps([test_training.exchanged({settings}, devices, 793_471) for devi
 
 def test_gradients_summed_in_bfloat16():
     before = initial_parameters()
-    expected, found = (train(config(reduce_precision=kind), 4, 1)[1].parameters for kind in ("float32", "bfloat16"))
+    settings = [config(dropout=0.3, reduce_precision=kind) for kind in ("float32", "bfloat16")]
+    expected, found = (train(one, 4, 1)[1].parameters for one in settings)
     changes = [jax.tree.leaves(jax.tree.map(np.subtract, after, before)) for after in (expected, found)]
     errors = [relative_error(one, other) for one, other in zip(*changes, strict=True)]
-    assert 1e-4 < max(errors) < 5 * 2**-9
-    text = lowered_step(config(reduce_precision="bfloat16"), 2, 1000).as_text()
+    assert 1e-4 < max(errors) < 4 * 2**-9
+    text = lowered_step(settings[1], 2, 1000).as_text()
     reduced = re.findall(r"all_reduce.*?\}\) : \(.*?\) -> (.*?)\n", text, re.DOTALL)
     size = sum(leaf.size for leaf in jax.tree.leaves(before["bilm"])) + 2 * 9 * (SMALL.projection_dim + 1)
     shapes = re.findall(r"tensor<([\dx]*)xbf16>", " ".join(reduced))
