@@ -215,7 +215,12 @@ def ending_together(workdir: str | None = None) -> Iterator[None]:
     reasons = Reasons(Workdir(as_path(workdir)).errors)
     with reasons.watched():
         try:
-            yield
+            try:
+                yield
+            except SystemExit:  # told to end, as all were
+                parallel.leave()
+                raise
+            parallel.leave()
         except (Exception, KeyboardInterrupt) as error:
             with reasons.ending:
                 if lost(error):

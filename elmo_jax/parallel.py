@@ -131,6 +131,14 @@ def has_peers() -> bool:
     return is_distributed() and jax.process_count() > 1
 
 
+def leave() -> None:
+    """Waits for all processes and parts from them, as the last thing.
+
+    At exit JAX first closes the sockets, by which a slower process may still be receiving the last collective.
+    """
+    jax.distributed.shutdown()
+
+
 def device_count() -> int:
     """Devices of this process, among which its rows are divided."""
     return jax.local_device_count()
