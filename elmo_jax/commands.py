@@ -21,7 +21,7 @@ from elmo_jax.elmo import Layers, Mix, StateMode, load
 from elmo_jax.errors import InputError, exit_on_bad_input
 from elmo_jax.files import as_path, check_output
 from elmo_jax.model import start_state
-from elmo_jax.streams import LanguageModelStream, word_encoder
+from elmo_jax.streams import LanguageModelStream, prefetch, word_encoder
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import ModelFolder, model_files, read_folder, read_model, write_folder
 
@@ -199,6 +199,7 @@ def perplexity(
     with needing("train"):
         from elmo_jax.evaluation import evaluator
         from elmo_jax.parallel import device_count, replicate
+        from elmo_jax.softmax_table import place
     devices = device_count()
     if batch_size < 1 or batch_size % devices:
         raise InputError(f"batch_size is {batch_size}, which cannot be divided by {devices} devices; give a multiple")
@@ -208,14 +209,15 @@ def perplexity(
     if folder.softmax is None or folder.vocabulary is None:
         raise InputError(f"{model or weights} has no softmax.hdf5 (with its vocab.txt); perplexity needs it")
     corpus = Corpus(sentences((input,), "--input", heldout=True, progress="reading"), folder.vocabulary, input)
-    parameters = replicate({"bilm": folder.parameters, "softmax": folder.softmax})
+    parameters = {"bilm": replicate(folder.parameters), "softmax": place(folder.softmax, batch_size)}
     encode = word_encoder(corpus, folder.model)
     batches = LanguageModelStream(corpus, batch_size, window, encode, devices=devices, once=True)
     begin = None
     if state != "carry":
         begin = start_state(folder.model, folder.parameters, folder.vocabulary, state)
     evaluate = evaluator(folder.model, precision)
-    result = evaluate(parameters, tqdm(batches, "perplexity", unit=" windows", leave=False), begin)
+    shown = tqdm(prefetch(batches), "perplexity", batches.windows, unit=" windows", leave=False)
+    result = evaluate(parameters, shown, begin)
     print(
         f"perplexity {result.both:.3f} (forward {result.forward:.3f}, backward {result.backward:.3f}) "
         f"over {corpus.tokens:,} tokens, {corpus.unknown:.1%} <UNK>, state {state}"

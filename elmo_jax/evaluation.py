@@ -73,7 +73,7 @@ def evaluation_step(
 def evaluator(model: ModelConfig, precision: Precision = "float32"):
     """Compiles `evaluate(parameters, batches, start_state) → Perplexity` for as many devices as the batches have.
 
-    parameters as `softmax_table.divide` and `training.place` put them on the devices, for the batches' rows; batches
+    parameters whose softmax `softmax_table.place` (or `training.place`) has divided for the batches' rows; batches
     from a LanguageModelStream; start_state as in `evaluation_step`. `evaluate.lower` is that of a window's program.
     """
     step = functools.partial(evaluation_step, model, precision)

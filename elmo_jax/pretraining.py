@@ -203,7 +203,7 @@ class Reports:
         self.run = run
         self.shown = parallel.is_first_process()
         self.say = tqdm.write if self.shown else lambda _: None
-        self._evaluate = evaluator(run.config.model, "float32")
+        self._evaluate = evaluator(run.config.model, run.config.train.eval_precision)
         self._unread: tuple[int, np.ndarray, training.Metrics] | None = None
 
     def __enter__(self) -> "Reports":
@@ -305,13 +305,14 @@ class Reports:
     def measure(self, stand: Stand, termination: Termination) -> bool:
         """Measures held-out perplexity and exports the best model so far; False if the run was told to end."""
         run, step = self.run, stand.step
-        windows = math.ceil(run.heldout.tokens / run.tokens_per_step)
-        batches = termination.until_requested(run.stream(run.heldout, once=True))
-        shown = tqdm(batches, "held-out", windows, unit=" windows", delay=2, leave=False, disable=not self.shown)
-        try:
-            result = self._evaluate(stand.state.parameters, shown)
-        except Told:
-            return False
+        stream = run.stream(run.heldout, once=True)
+        options = {"total": stream.windows, "unit": " windows", "delay": 2, "leave": False, "disable": not self.shown}
+        with contextlib.closing(prefetch(stream)) as ahead:
+            shown = tqdm(termination.until_requested(ahead), "held-out", **options)
+            try:
+                result = self._evaluate(stand.state.parameters, shown)
+            except Told:
+                return False
         self.say(f"step {step:,}: held-out perplexity {result.both:.2f}")
         best = run.perplexities.get(run.checkpoints.best_step, math.inf)
         if step and result.both < best:

@@ -28,7 +28,7 @@ import elmo_jax
 import embed
 import train
 from elmo_jax import __main__ as tools
-from elmo_jax import pretraining
+from elmo_jax import pretraining, softmax_table
 from elmo_jax.corpus import Corpus, sentences
 from elmo_jax.evaluation import evaluator
 from elmo_jax.model import start_state, zero_state
@@ -209,7 +209,7 @@ def test_perplexity(project, capsys, state):
     folder = read_folder(project / "run", with_softmax=True)
     text = Corpus(sentences([str(project / "heldout.txt")], "TEXT"), folder.vocabulary)
     encode = word_encoder(text, folder.model)
-    parameters = {"bilm": folder.parameters, "softmax": folder.softmax}
+    parameters = {"bilm": folder.parameters, "softmax": softmax_table.place(folder.softmax, 8)}
     starts = {"carry": None, "zero": zero_state(folder.model), "warm": start_state(*folder[:3], "warm")}
     evaluate = evaluator(folder.model)
     expected = {
