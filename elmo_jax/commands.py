@@ -47,7 +47,7 @@ def train(argv: list[str]) -> None:
     arguments = pretraining.parse(argv)
     keep_compiled()
     parallel.initialize(arguments.distributed)
-    with ending_together():
+    with ending_together(arguments.workdir):
         pretraining.run(arguments)
 
 

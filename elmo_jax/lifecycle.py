@@ -207,7 +207,7 @@ def lost(error: BaseException | None) -> bool:
 
 
 @contextlib.contextmanager
-def ending_together(workdir: str | None = None) -> Iterator[None]:
+def ending_together(workdir: str) -> Iterator[None]:
     """Where there are other processes an error ends this one at once, and all others with the reason of the first."""
     if not parallel.has_peers():
         yield
