@@ -87,7 +87,7 @@ def run(config: Config, parameters: dict[str, Any], inputs, with_plain: bool) ->
         if with_plain:
             of_all = jax.tree.map(lambda array: array[None], (np.array(step, np.int32), negatives))
             with jax.default_matmul_precision("highest"):
-                whole = training.to_host(state, len(parameters["softmax"]["bias"]), train.batch_size).parameters
+                whole = training.to_host(state.parameters, len(parameters["softmax"]["bias"]), train.batch_size)
                 loss, norm = plain(whole, of_all[0], lstm_state, batch, rows, of_all[1])
             found["plain_loss"].append(float(loss))
             found["plain_norm"].append(float(norm))

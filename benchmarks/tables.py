@@ -294,11 +294,7 @@ def pod(result: dict) -> str:
 def compiled(result: dict) -> str:
     """The tables of `benchmarks.compiled`: a line of each program, and the parts of all."""
     programs = result["programs"]
-    window, new = programs[-2:]
-    counts = ("cycles", "kernels", "waits_for_the_host", "useful_operations")
-    whole = {of: window[of] + new["calls"] * new[of] for of in counts if of in window}
-    whole["without_estimate"] = window.get("without_estimate", {}) | new.get("without_estimate", {})
-    heads = ["program", *columns_of(result, window), "arguments", "temporary", "code", "exchanged", "compiling"]
+    heads = ["program", *columns_of(result, programs[0]), "arguments", "temporary", "code", "exchanged", "compiling"]
     rows = []
     for row in programs:
         memory = [f"{row[f'{name}_bytes'] / GIB:.2f} GiB" for name in ("argument", "temporary")]
@@ -306,9 +302,13 @@ def compiled(result: dict) -> str:
         memory += [f"{size / 1e6:,.1f} MB" if size else "" for size in sizes]
         memory += [f"{row['compile_seconds']:.0f} s"]
         rows.append([program_name(row), *columns_of(result, row).values(), *memory])
-    rows.append(
-        [f"a window with {new['calls']} x {new['words']} new words", *columns_of(result, whole).values(), *[""] * 5]
-    )
+    if programs[-1]["program"] != "training step":  # embedding, and its words without vectors
+        window, new = programs[-2:]
+        counts = ("cycles", "kernels", "waits_for_the_host", "useful_operations")
+        whole = {of: window[of] + new["calls"] * new[of] for of in counts if of in window}
+        whole["without_estimate"] = window.get("without_estimate", {}) | new.get("without_estimate", {})
+        name = f"a window with {new['calls']} x {new['words']} new words"
+        rows.append([name, *columns_of(result, whole).values(), *[""] * 5])
     note = (
         f"By the compiler's account, not measured: of each device. Config {result['config']}, {result['precision']}, "
         f"{result['vocabulary_size']:,} words. {result['machine']['compiler']}, {about(result)}.\n"

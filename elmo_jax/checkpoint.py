@@ -123,8 +123,9 @@ class Checkpoints:
         """
         self.wait()
         values = checkpoint.arrays()
-        # The devices begin with this, before the next step: on all processes in the same order.
         checked = _check(values)
+        if parallel.has_peers():  # CPUs may run two programs at once, whose sums then meet those of the other processes
+            jax.block_until_ready(checked)
         self._writing = self._thread.submit(self._write, checkpoint.step, values, checked, self.best_step)
 
     def _write(self, step: int, values: dict[str, Any], checked: dict[str, Any], best_step: int | None) -> Written:

@@ -269,6 +269,8 @@ def convert(
     """
     with needing("train"):
         from elmo_jax.convert import convert as convert_checkpoint
+        from elmo_jax.parallel import use_one_cpu
+    use_one_cpu()
     convert_checkpoint(as_path(source), as_path(dest), as_path(vocab), rows)
     print(f"wrote {dest}")
 
@@ -286,9 +288,10 @@ def export(
     """
     with needing("train"):
         from elmo_jax.checkpoint import Checkpoints
-        from elmo_jax.parallel import device_count
+        from elmo_jax.parallel import device_count, use_one_cpu
         from elmo_jax.pretraining import Stand, checkpoint_shapes
         from elmo_jax.workdir import Workdir
+    use_one_cpu()
     run = Workdir(as_path(workdir))
     begun = run.begun() if run.config.exists() else None
     if begun is None or begun.vocabulary is None:

@@ -65,6 +65,13 @@ def initialize(config: DistributedConfig) -> None:
         raise InputError(f"processes have {np.ravel(counts).tolist()} devices; all must have equally many")
 
 
+def use_one_cpu() -> None:
+    """Leaves all accelerators to others, as a command that only moves numbers can; not where JAX is in use already."""
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", 1)
+        jax.config.update("jax_platforms", "cpu")
+
+
 def is_first_process() -> bool:
     """Whether this process writes what is written once."""
     return jax.process_index() == 0
@@ -78,6 +85,11 @@ def barrier(name: str) -> None:
 def all_agree(flag: bool) -> bool:
     """Whether `flag` is true on every process; every process calls it."""
     return bool(np.min(multihost_utils.process_allgather(np.int32(flag))))
+
+
+def first_says(flag: bool) -> bool:
+    """What the flag is on the first process, which alone knows what it has written; every process calls it."""
+    return bool(gather_values([int(flag)])[0][0])
 
 
 def gather_values(values: list[int]) -> list[list[int]]:
@@ -251,11 +263,6 @@ def shard(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
     count = len(devices or jax.local_devices())
     split = lambda array: np.reshape(array, (count, -1, *array.shape[1:]))
     return _place(jax.tree.map(split, tree), P(AXIS), devices)
-
-
-def gather(tree: Any) -> Any:
-    """The inverse of `shard`: NumPy arrays [rows, ..]."""
-    return jax.tree.map(lambda array: np.asarray(array).reshape(-1, *array.shape[2:]), tree)
 
 
 def gather_parts(array: jax.Array) -> np.ndarray:

@@ -89,7 +89,7 @@ class Stand(NamedTuple):
 
     def parameters(self, vocabulary_size: int, rows: int) -> dict[str, Any]:
         """The parameters as NumPy arrays in order of words; every process calls it."""
-        return training.to_host(self.state, vocabulary_size, rows).parameters
+        return training.to_host(self.state.parameters, vocabulary_size, rows)
 
     @classmethod
     def beginning(cls, model: ModelConfig, state: training.TrainState, rows: int) -> "Stand":
@@ -363,7 +363,7 @@ def train(run: Run) -> None:
         done = "saved" if stand.step > run.stand.step else "it stands at"
         reports.say(f"told to end: {done} step {stand.step:,}; the same command goes on from there")
         raise SystemExit(termination.exit_code)
-    if run.heldout is None or not run.workdir.model.exists():
+    if run.heldout is None or not parallel.first_says(run.workdir.model.exists()):
         run.export(stand)
     reports.say(f"the model is in {run.workdir.model}")
     parallel.barrier("done")

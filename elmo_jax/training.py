@@ -291,10 +291,9 @@ def place(state: TrainState, rows: int) -> TrainState:
     return TrainState(replicate(state.step), divide(state.parameters), divide(state.accumulators, sums))
 
 
-def to_host(state: TrainState, vocabulary_size: int, rows: int) -> TrainState:
-    """The inverse of `place`: NumPy arrays; every process calls it."""
-    join = lambda tree: {
-        "bilm": fetch(tree["bilm"]),
-        "softmax": softmax_table.to_host(tree["softmax"], vocabulary_size, rows),
-    }
-    return TrainState(fetch(state.step), join(state.parameters), join(state.accumulators))
+def to_host(tree: dict[str, Any], vocabulary_size: int, rows: int) -> dict[str, Any]:
+    """NumPy arrays, in order of words, of parameters (or accumulators) that `place` put on the devices.
+
+    Every process calls it, and has all.
+    """
+    return {"bilm": fetch(tree["bilm"]), "softmax": softmax_table.to_host(tree["softmax"], vocabulary_size, rows)}

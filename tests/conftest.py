@@ -147,12 +147,13 @@ def place_on(devices: int, state, rows: int):
 
 
 def to_host(devices: int, state, vocabulary_size: int, rows: int):
-    """`training.to_host`; so many devices must have the same of what they share."""
+    """`training.to_host` of all of it; so many devices must have the same of what they share."""
     for leaf in jax.tree.leaves((state.parameters["bilm"], state.accumulators["bilm"])):
         shards = [np.asarray(shard.data) for shard in leaf.addressable_shards]
         assert len(shards) == devices
         assert all((shard == shards[0]).all() for shard in shards)
-    return training.to_host(state, vocabulary_size, rows)
+    trees = (training.to_host(tree, vocabulary_size, rows) for tree in state[1:])
+    return training.TrainState(parallel.fetch(state.step), *trees)
 
 
 def fails(main, arguments, message, capsys) -> str:

@@ -33,7 +33,7 @@ def finish(process, code=0):
     return output
 
 
-def distributed(project, workdir, processes, devices, *options, each=None, code=None):
+def distributed(project, workdir, processes, devices, *options, each=None, code=None, compiled=None):
     """Processes that train together, with options that all have and perhaps some of their own."""
     address = f"localhost:{free_port()}"
     joined = lambda number: (
@@ -49,6 +49,7 @@ def distributed(project, workdir, processes, devices, *options, each=None, code=
             *(each[n] if each else ()),
             devices=devices,
             code=code and code.format(number=n),
+            compiled=compiled,
         )
         for n in range(processes)
     ]
@@ -161,23 +162,35 @@ def test_hosts_that_disagree_are_told(tmp_path, options, change, name):
 DAMAGED = """
 import sys
 from elmo_jax import checkpoint, commands, parallel
-take_own_rows = parallel.take_own_rows
-if {number} == 1:  # what it reads is not what it wrote, twice; then it reads the checkpoint before
-    calls = iter(range(2))  # injection: checkpoint.py
-    def damaged(tree):
-        return take_own_rows(tree) if next(calls, None) is None else [leaf + 1 for leaf in tree[0][0]]
-    parallel.take_own_rows = damaged
+read = checkpoint.Checkpoints._read
+calls = iter(range(2))
+def damaged(checkpoints, step, like):  # twice; then it reads the checkpoint before
+    progress, values = read(checkpoints, step, like)
+    if next(calls, None) is not None:
+        {damage}
+    return progress, values
+if {number} == 1:
+    checkpoint.Checkpoints._read = damaged
 commands.main(["train", *sys.argv[1:]])
 """
+CHANGED = 'values["rows"]["position"] = parallel.join_rows(parallel.own_part(values["rows"]["position"]) + 1)'
 
 
-def test_a_damaged_shard_of_one_process(tmp_path):
-    """Only the second process' own rows are damaged: both go on from the checkpoint before, none waits."""
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (CHANGED, "the checksums of ['rows']['position'] differ"),
+        ('raise ValueError("no such chunk")', "another process cannot use it"),
+    ],
+)
+def test_a_damaged_shard_of_one_process(tmp_path, damage, reason):
+    """Only what the second process reads is damaged: both go on from the checkpoint before, none waits."""
     project = write_project(tmp_path)
     for process in distributed(project, tmp_path / "run", 2, 1, "--train.steps", 4):
         finish(process)
-    outputs = [finish(process) for process in distributed(project, tmp_path / "run", 2, 1, code=DAMAGED)]
-    assert "the checkpoint of step 4 is damaged (another process cannot use it)" in outputs[0]
+    code = DAMAGED.replace("{damage}", damage)
+    outputs = [finish(process) for process in distributed(project, tmp_path / "run", 2, 1, code=code)]
+    assert f"the checkpoint of step 4 is damaged ({reason})" in outputs[0]
     assert "steps 3 to 6" in outputs[0]
     assert [line["step"] for line in metrics(tmp_path / "run") if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
@@ -317,22 +330,58 @@ def wait_for(condition, processes):
         time.sleep(0.01)
 
 
-def test_ten_kills_change_nothing(tmp_path):
+def prepare_tfds(folder, lines):
+    """A dataset `lines`, with a split train, in the format that is read without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    class Lines(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, _):
+            return {"train": ((number, {"text": line}) for number, line in enumerate(lines))}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    Lines(data_dir=str(folder), file_format="array_record").download_and_prepare()
+
+
+@pytest.mark.parametrize(("source", "count"), [("files", 1), ("tfds", 1), ("files", 2)])
+def test_ten_kills_change_nothing(tmp_path, monkeypatch, source, count):
     """Killed, interrupted or told to end at random moments: what is left in the end is that of the run left alone."""
     project = write_project(tmp_path, steps=1500, checkpoint_every=10, eval_every=50, dropout=0.2)
-    begin = lambda name: start(project, tmp_path / name, compiled=tmp_path / "compiled")
-    finish(begin("alone"))
+    options = []
+    if source == "tfds":
+        prepare_tfds(tmp_path, (project / "train.txt").read_text().split("\n"))
+        monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+        options = ["--data.train", "tfds:lines/train"]
+
+    def begin(name):
+        if count == 1:
+            return [start(project, tmp_path / name, *options, compiled=tmp_path / "compiled")]
+        return distributed(project, tmp_path / name, count, 1, *options, compiled=tmp_path / "compiled")
+
+    for process in begin("alone"):
+        finish(process)
     moments = random.Random(0)
     for _ in range(10):
         done = len(numbers(tmp_path / "run", "loss")) if (tmp_path / "run").exists() else 0
-        process = begin("run")
-        wait_for(lambda done=done: len(numbers(tmp_path / "run", "loss")) > done, [process])
+        processes = begin("run")
+        wait_for(lambda done=done: len(numbers(tmp_path / "run", "loss")) > done, processes)
         time.sleep(moments.uniform(0, 0.8))
         number = moments.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-        process.send_signal(number)
-        process.communicate()
-        assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
-    finish(begin("run"))
+        victim = moments.choice(processes)
+        victim.send_signal(number)
+        for process in processes:
+            process.communicate()
+        assert victim.returncode == (-number if number == signal.SIGKILL else 128 + number)
+        assert all(process.returncode for process in processes)
+    for process in begin("run"):
+        finish(process)
     for name in ("weights.hdf5", "softmax.hdf5"):
         assert same_file(tmp_path / "run" / "model" / name, tmp_path / "alone" / "model" / name)
     assert metrics(tmp_path / "run") == metrics(tmp_path / "alone")
