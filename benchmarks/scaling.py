@@ -21,7 +21,8 @@ from elmo_jax.config import Config, load_config
 from elmo_jax.corpus import Corpus, WordCounts, sentences
 from elmo_jax.errors import exit_on_bad_input
 from elmo_jax.model import zero_state
-from elmo_jax.modules import init_bilm, init_softmax
+from elmo_jax.modules import init_bilm
+from elmo_jax.softmax_table import table_size
 from elmo_jax.streams import LanguageModelStream, word_encoder
 from elmo_jax.vocabulary import Vocabulary
 
@@ -53,17 +54,13 @@ def count(config: Config, corpus: Corpus, vocabulary_size: int, devices: int) ->
     for _ in range(3):  # in the first windows the rows begin together
         batch = next(stream)
     words = operations.words_of(batch)
-    keys = jax.random.split(jax.random.key(0))
-    state = jax.eval_shape(
-        lambda: training.init_state(
-            {
-                "bilm": init_bilm(keys[0], model),
-                "softmax": init_softmax(keys[1], model, vocabulary_size),
-            }
-        )
-    )
+    part = table_size(vocabulary_size, everyones) // devices
+    array = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)
+    softmax = {"weight": array(devices, part, model.projection_dim), "bias": array(devices, part)}
+    bilm = jax.eval_shape(lambda: init_bilm(jax.random.key(0), model))
+    state = jax.eval_shape(training.init_state, {"bilm": bilm, "softmax": softmax})
     lstm_state = jax.tree.map(lambda array: np.stack([array] * devices), zero_state(model, train.batch_size))
-    negatives = training.Negatives(np.zeros((2, train.negatives), np.int32), np.full(2, train.negatives, np.int32))
+    negatives = training.draw_negatives(config, vocabulary_size, 1)
     rows = np.arange(everyones, dtype=np.int32).reshape(devices, -1)
     step = training.step_on_devices(config)
     compiled = step.lower(state, lstm_state, batch, rows, negatives).compile()
