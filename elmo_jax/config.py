@@ -109,7 +109,7 @@ class TrainConfig:
     bits (2^-9 of it) on every device and at every addition, which with n devices adds up to n · 2^-9 of the largest at
     worst. The gradients of the targets' rows of a sampled softmax stay float32."""
     eval_precision: Precision = "float32"
-    """The same as precision, while held-out perplexity is measured."""
+    """Inputs of the matrix products while held-out perplexity is measured, whatever precision says of training."""
     seed: int = 0
     """Decides initial parameters, order of sentences, negatives and dropout."""
     checkpoint_every: int = 1250

@@ -138,11 +138,6 @@ class Reasons:
 
     def __init__(self, folder: epath.Path):
         self.folder, self.every = folder, LOOK_EVERY[is_remote(folder)]
-        if parallel.is_first_process():
-            with contextlib.suppress(Exception):
-                for file in folder.glob("process-*.txt"):
-                    file.unlink()
-                folder.rmdir()
         # Reasons of other commands on the same folder, which the lock may have refused, are not this one's.
         self._command = f"command {parallel.gather_values([secrets.randbits(32)])[0][0]}\n"
         self.ending = threading.Lock()  # of the thread that ends this process: one alone tells why
@@ -212,7 +207,10 @@ def ending_together(workdir: str) -> Iterator[None]:
     if not parallel.has_peers():
         yield
         return
-    reasons = Reasons(Workdir(as_path(workdir)).errors)
+    folder = Workdir(as_path(workdir))
+    if parallel.is_first_process():
+        folder.forget_errors()
+    reasons = Reasons(folder.errors)
     with reasons.watched():
         try:
             try:

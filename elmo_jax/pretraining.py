@@ -373,6 +373,8 @@ def prepare(arguments: Arguments, resources: contextlib.ExitStack) -> Run:
     """A new run, or the one in the workdir where its newest checkpoint stands; all processes agree on it."""
     workdir = Workdir(as_path(arguments.workdir), writes=parallel.is_first_process())
     resources.enter_context(workdir.locked())
+    if not parallel.has_peers():  # else `ending_together` has done it, before any of them could leave a reason
+        workdir.forget_errors()
     begun = workdir.begun()
     config, init = choose_model(arguments, begun)
     check(config)
@@ -388,7 +390,7 @@ def prepare(arguments: Arguments, resources: contextlib.ExitStack) -> Run:
     if heldout is not None:
         fingerprint |= {"heldout_crc32": heldout.fingerprint()["types_crc32"]}
     settings = to_json(config) | {"data": config.data.shuffle}  # of the text its content counts, not where it lies
-    words = fingerprint["vocabulary_crc32"]
+    words = config.data.vocab and fingerprint["vocabulary_crc32"]  # where none is given it is the text that differs
     compared = {"JAX": jax.__version__, "config": settings, "vocabulary": words, "text": fingerprint}
     parallel.check_same({name: zlib.crc32(repr(value).encode()) for name, value in compared.items()})
     workdir.create(begun, config, rows, vocabulary, fingerprint)

@@ -151,6 +151,13 @@ class Workdir:
             values = {"format": FORMAT, "rows": rows, "text": text}
             self._write(self.config, json.dumps(values | to_json(config), indent=1) + "\n")
 
+    def forget_errors(self) -> None:
+        """Removes what processes have said of their end: it was that of another command."""
+        with contextlib.suppress(Exception):
+            for file in self.errors.glob("process-*.txt"):
+                file.unlink()
+            self.errors.rmdir()
+
     def converted(self) -> bool:
         """Whether this is a converted model that has not been trained here."""
         return self.model.exists() and not self.metrics.exists()

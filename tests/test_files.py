@@ -150,6 +150,7 @@ def test_matching(tmp_path, remote, request):
     assert found("*.zip") == found("d.txt") == []
 
 
+@pytest.mark.slow
 def test_a_run_in_an_object_store(tmp_path, as_object_store):
     project = write_project(tmp_path)
     command = [str(project / "mine.py"), "--workdir"]

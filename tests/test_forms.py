@@ -126,6 +126,7 @@ def test_words_that_are_not_there_are_left_out(count):
     assert (found.words == words[:, : found.words.shape[1]]).all()
 
 
+@pytest.mark.slow
 def test_trimmed_steps_are_the_same(monkeypatch):
     """Three steps in the form for GPUs, whose char CNN takes what words there are at once."""
     expected, state, _ = train(config(), 2, 3)

@@ -5,6 +5,7 @@ import tempfile
 
 import h5py
 import numpy as np
+import pytest
 from conftest import ROOT
 
 from elmo_jax.hdf5 import SPARE, writing_hdf5
@@ -74,6 +75,7 @@ for script in (dump, export):
 """
 
 
+@pytest.mark.slow
 def test_files_that_find_no_room(tmp_path):
     """Dumps and exports of some MB where files may have no more than so many bytes; HDF5 itself would crash."""
     limits = [1, 100, 1000, 10_000, 1_000_000, *range(1_500_000, 4_000_000, 340_000)]

@@ -8,6 +8,7 @@ from jax.errors import JaxRuntimeError
 
 from elmo_jax.errors import InputError
 from elmo_jax.lifecycle import Reasons, lost
+from elmo_jax.workdir import Workdir
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,7 @@ def test_reasons_of_the_same_command_are_found(tmp_path):
     assert before.found() == f"process 0 on {socket.gethostname()} has ended: the text is missing"
     assert other.found() is None
     (folder / "notes.txt").write_text("mine")
+    Workdir(folder.parent).forget_errors()
     assert Reasons(folder).found() is None
     assert [file.name for file in folder.iterdir()] == ["notes.txt"]
 

@@ -32,6 +32,7 @@ def test_outputs_belong_to_the_sources(path):
     assert not re.search(r"/home|/root|/work|/tmp|\d{4}-\d\d-\d\d|\d:\d\d|\d ?m?s\b", " ".join(execute.texts(notebook)))
 
 
+@pytest.mark.slow
 def test_it_runs_with_any_model(tmp_path):
     """All cells print the same for other weights, but for the last, which judges them; a second call compiles none."""
     (path,) = COMMITTED

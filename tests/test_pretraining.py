@@ -63,6 +63,7 @@ def test_going_on_from_a_model_with_its_vocabulary(project, tmp_path, capsys):
     assert folders[1].softmax["weight"].shape == folders[0].softmax["weight"].shape
 
 
+@pytest.mark.slow
 def test_going_on_from_a_model_with_another_vocabulary(project, tmp_path, capsys):
     """The softmax is fresh, with a message; the rest is the model's."""
     vocabulary = tmp_path / "vocab.txt"
@@ -189,6 +190,7 @@ def test_epochs_and_steps_exclude_each_other(project, tmp_path, capsys):
     fails(train.main, fewer, "train.steps is 1 (train.epochs 0.05), give more", capsys)
 
 
+@pytest.mark.slow
 def test_a_run_that_began_from_a_model_goes_on_without_it(project, tmp_path, capsys):
     """Neither the place of the model nor --init itself is needed again; a model for a run without one is refused."""
     wide = ["--model.cell_dim", "13", "--train.steps", "1"]
@@ -324,6 +326,7 @@ def test_a_second_interrupt_stops_at_once():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.slow
 def test_everything_is_closed_when_a_step_fails(project, tmp_path, monkeypatch):
     """A bug in a step: its own traceback, no trace left open, the checkpoint before whole."""
     step_on_devices = training.step_on_devices

@@ -45,6 +45,7 @@ def project(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_profile_is_a_trace_of_the_steps(project, tmp_path):
     command = [str(project / "mine.py"), "--workdir", str(tmp_path / "run"), "--train.steps", "4"]
     train.main([*command, "--train.profile"])
