@@ -231,6 +231,7 @@ def test_damage_is_survived_bit_for_bit(project, capsys):
     assert same_file(project / "run" / "model" / "weights.hdf5", project / "whole" / "model" / "weights.hdf5")
 
 
+@pytest.mark.slow
 def test_a_full_disk(project, capsys, monkeypatch):
     train.main([str(project / "mine.py"), "--workdir", str(project / "run"), "--train.steps", "2"])
     with monkeypatch.context() as patch:

@@ -45,7 +45,11 @@ def losses_and_gradients(config, devices):
     ("options", "changes"),
     [
         ({"dropout": 0.3}, {"highway_layers": 2}),
-        ({"softmax": "full"}, {"activation": "tanh", "cell_clip": 0.3, "projection_clip": 0.2}),
+        pytest.param(
+            {"softmax": "full"},
+            {"activation": "tanh", "cell_clip": 0.3, "projection_clip": 0.2},
+            marks=pytest.mark.slow,
+        ),
         pytest.param({}, {"cell_dim": 7, "skip_connections": False}, marks=pytest.mark.slow),
     ],
     ids=["sampled, dropout", "full, tanh, clipped", "not projected"],

@@ -86,6 +86,7 @@ def test_options_that_contradict_the_model_to_start_from_are_named(project, tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_starting_from_two_files(project, tmp_path, capsys):
     files = [str(project / "run" / "model" / name) for name in ("options.json", "weights.hdf5")]
     options = ["--train.steps", "1", "--train.learning_rate", "1e-30"]

@@ -132,6 +132,7 @@ def test_fields_can_be_overridden(project, tmp_path):
     assert options["lstm"]["cell_clip"] is None
 
 
+@pytest.mark.slow
 def test_words_without_characters_train_and_embed(project, tmp_path):
     train.main([str(project / "mine.py"), "--workdir", str(tmp_path), "--model.input", "words", "--train.steps", "2"])
     elmo = elmo_jax.load(tmp_path)

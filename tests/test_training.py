@@ -179,6 +179,7 @@ def test_a_nan_of_any_bits_does_not_get_lost(monkeypatch, bits, platform):
         assert np.isfinite(metrics.loss + float(metrics.gradient_norm)) == (leaf is None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [17, 20])
 def test_wide_filters_are_trained(width):
     """Programs are compiled for 16 columns of characters too where no filter is wider than that."""
@@ -213,6 +214,7 @@ def test_evaluation_is_exact_over_every_token():
     assert relative_error(found.both, np.exp(sums.sum() / 2 / tokens)) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_evaluation_with_a_start_state_reads_sentences_one_by_one():
     text, rows = corpus(9), device_count()
     parameters = training.place(training.init_state(initial_parameters()), rows).parameters
