@@ -113,7 +113,7 @@ class Checkpoints:
 
     def compile(self, checkpoint: Checkpoint) -> None:
         """Compiles what the devices do in `save`, so that the run need not wait for that at the first checkpoint."""
-        _check(checkpoint.arrays())
+        jax.block_until_ready(_check(checkpoint.arrays()))
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Begins to save a checkpoint, when the one before is written; every process calls it.

@@ -98,9 +98,9 @@ class Workdir:
         return Begun(config, rows, text, Vocabulary.load(files[0]) if files else None)
 
     def _check_format(self, saved: Any) -> None:
-        """Raises InputError for a run that another version keeps in another way (0.2 and before: no format)."""
+        """Raises InputError for a run that another version keeps in another way (0.1: no format)."""
         if saved != FORMAT:
-            version = "elmo_jax 0.2 or older" if saved is None else f"another elmo_jax (format {brief(saved, 30)})"
+            version = "an earlier elmo_jax" if saved is None else f"another elmo_jax (format {brief(saved, 30)})"
             raise InputError(
                 f"{self.path} holds a run of {version}, whose sentences come in another order and whose checkpoints "
                 "are written otherwise. Go on with the version that began it, or begin a new run from its model: "

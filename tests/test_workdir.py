@@ -125,7 +125,7 @@ def test_wrong_rows_in_config_json(project, run, capsys, rows, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": None}, "a run of elmo_jax 0.2 or older"),
+        ({"format": None}, "a run of an earlier elmo_jax"),
         ({"format": 3}, "a run of another elmo_jax (format 3)"),
         ({"format": ["x" * 10**6]}, "a run of another elmo_jax (format ['xxx"),
     ],
