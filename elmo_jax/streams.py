@@ -218,8 +218,8 @@ class LanguageModelStream:
 
     Of the endless sequence of sentences, epoch after epoch, row r of `rows` reads those with numbers r, r + rows,
     r + 2 · rows, .. With `shuffle`, an epoch's order is a function of `seed` and its number. `position` is where the
-    own rows go on, as `position()` of another stream said. `once`, a row reads a contiguous part of the text, in its
-    order, and all rows end together; the parts take nearly equally many positions.
+    own rows go on, as `position()` of another stream said. `windows` is how many there are: infinitely many, or
+    `once` as many as the longest row takes.
     """
 
     def __init__(
@@ -239,12 +239,11 @@ class LanguageModelStream:
         own = range(rows) if own is None else own
         self.corpus, self.devices, self.encode = corpus, devices, encode
         self.rows, self.own, self.shuffle, self.seed = rows, np.arange(own.start, own.stop), shuffle, seed
-        self.shape, self.first, self.windows = (len(own), window), None, math.inf
-        if once:
-            begins = corpus.starts - np.arange(len(corpus.starts))  # positions before each sentence
-            bounds = np.searchsorted(begins, np.arange(rows + 1) * corpus.tokens / rows)
-            self.first, self.end = bounds[own.start : own.stop, None], bounds[own.start + 1 : own.stop + 1, None]
-            self.windows = -(-np.diff(begins[bounds]).max() // window)
+        self.shape, self.windows = (len(own), window), math.inf
+        self.sentences = len(corpus) if once else math.inf
+        if once:  # some rows end before the others: their last windows hold no words
+            totals = np.diff(corpus.starts) - 1
+            self.windows = -(-max(int(totals[row::rows].sum()) for row in range(rows)) // window)
         self.look_up(np.zeros((len(own), 2), np.int32) if position is None else position)
 
     def look_up(self, position: np.ndarray) -> None:
@@ -253,12 +252,9 @@ class LanguageModelStream:
         edges [r, K + 1] counts positions from where the next window begins.
         """
         self.done, read = position.astype(np.int64)[:, :1], position[:, 1:].astype(np.int64)
-        number = self.done + np.arange(max(self.shape[1], LOOKED_UP))
-        if self.first is None:
-            self.sentence, there = self.in_order(self.own[:, None] + number * self.rows), np.True_
-        else:
-            there = self.first + number < self.end
-            self.sentence = np.where(there, self.first + number, 0)
+        number = self.own[:, None] + (self.done + np.arange(max(self.shape[1], LOOKED_UP))) * self.rows
+        there = number < self.sentences
+        self.sentence = self.in_order(np.where(there, number, 0))
         starts = self.corpus.starts
         self.total = np.where(there, starts[self.sentence + 1] - starts[self.sentence] - 1, 0)
         self.edges = np.cumsum(np.concatenate([-read, self.total], 1), 1)
@@ -288,7 +284,7 @@ class LanguageModelStream:
     def segments(self) -> Segments:
         """The segments of the next window."""
         window, size = self.shape[1], self.sentence.shape[1]
-        more = True if self.first is None else (self.first + self.done + size < self.end)[:, 0]
+        more = self.own + (self.done[:, 0] + size) * self.rows < self.sentences
         if ((self.edges[:, -1] < window) & more).any():
             self.look_up(self.position())
         start, stop = np.maximum(self.edges[:, :-1], 0), np.minimum(self.edges[:, 1:], window)
