@@ -28,7 +28,7 @@ class Training:
     """A run of train.py in a process of its own."""
 
     def __init__(self, workdir: Path, *options: str):
-        self.metrics = workdir / "metrics.jsonl"
+        self.metrics, self.checkpoints = workdir / "metrics.jsonl", workdir / "checkpoints"
         self.seen = len(self.lines())
         arguments = [sys.executable, ROOT / "train.py", *options, "--workdir", workdir]
         self.process = subprocess.Popen(list(map(str, arguments)), cwd=ROOT)
@@ -44,14 +44,22 @@ class Training:
                 raise SystemExit(f"training ended with exit code {self.process.returncode}; what it said is above")
             time.sleep(0.05)
 
-    def told_to_end(self) -> float:
-        """Seconds from SIGTERM until the run has saved and ended."""
+    def saved(self) -> int:
+        """The step of the newest checkpoint that is whole: Orbax gives the folder its name then."""
+        return max((int(path.name) for path in self.checkpoints.iterdir() if path.name.isdigit()), default=-1)
+
+    def told_to_end(self) -> tuple[float, float]:
+        """Seconds from SIGTERM until the last step's state was saved, and until the run had ended."""
+        newest, saved = self.saved(), 0.0
         self.process.send_signal(signal.SIGTERM)
         told = time.perf_counter()
-        code = self.process.wait()
-        if code != 128 + signal.SIGTERM:
-            raise SystemExit(f"training ended with exit code {code}; what it said is above")
-        return time.perf_counter() - told
+        while self.process.poll() is None:
+            if newest != (newest := self.saved()):
+                saved = time.perf_counter() - told
+            time.sleep(0.05)
+        if self.process.returncode != 128 + signal.SIGTERM:
+            raise SystemExit(f"training ended with exit code {self.process.returncode}; what it said is above")
+        return saved, time.perf_counter() - told
 
 
 def of(name: str, lines: list[dict]) -> list[float]:
@@ -114,8 +122,10 @@ def benchmark(
             "pause": spread(of("checkpoint_seconds", lines)),
             "writing": spread(written),
             "step, on average": spread([sum(seconds[after:]) / (steps - after)]),
-            "told to end within a step": spread([in_training]),
-            "told to end within an evaluation": spread([in_evaluation]),
+            "told to end within a step: until saved": spread([in_training[0]]),
+            "told to end within a step: until ended": spread([in_training[1]]),
+            "told to end within an evaluation: until saved": spread([in_evaluation[0]]),
+            "told to end within an evaluation: until ended": spread([in_evaluation[1]]),
         },
     }
     save(output or result_path("checkpoints", config), result)

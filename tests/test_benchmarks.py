@@ -139,7 +139,7 @@ BENCHMARKS = {
     "training": "--vocabulary_sizes 2000 --repeats 1",
     "curves": "--rows 4 --steps 10",
     "versions": f"--other {ROOT} --precisions float32 --vocabulary_size 2000 --rows 4 --steps 1 --repeats 2",
-    "scaling": "--vocabulary_size 2000 --devices 1",
+    "scaling": "--vocabulary_size 20000 --devices 1",
     "pod": "--hosts 2 --devices_per_host 2 --vocabulary_size 2000 --steps 1 --tokens 5000",
     "checkpoints": f"--heldout {ROOT}/configs/demo_sentences.txt --vocabulary_size 2000 --steps 4",
 }

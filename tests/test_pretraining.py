@@ -397,8 +397,8 @@ assert jax.local_device_count() == 8
 text, settings = corpus(), config(dropout=0.1, precision="bfloat16")
 batch = next(LanguageModelStream(text, 16, WINDOW, word_encoder(text, SMALL), devices=8))
 lstm_state = jax.tree.map(lambda leaf: leaf.reshape(8, 2, -1), zero_state(SMALL, 16))
-inputs = training.init_state(initial_parameters()), lstm_state, batch, np.arange(16, dtype=np.int32).reshape(8, 2)
-inputs += training.draw_negatives(settings, 43, 1),
+state = training.place(training.init_state(initial_parameters()), 16)
+inputs = state, lstm_state, batch, np.arange(16, dtype=np.int32).reshape(8, 2), training.draw_negatives(settings, 43, 1)
 step = training.step_on_devices(settings, donate=False)
 shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), np.asarray(leaf).dtype), inputs)
 for platform in ("tpu", "cuda"):
