@@ -14,13 +14,14 @@ import elmo_jax
 from elmo_jax.arrays import Unwritable
 from elmo_jax.compilation import keep_compiled
 from elmo_jax.config import Precision
-from elmo_jax.corpus import BUILTIN, Corpus, WordCounts, cached, count_words, find_files, read_input, sentences
+from elmo_jax.corpus import BUILTIN, Corpus, WordCounts, cached, count_words, sentences
 from elmo_jax.dump import nearest as nearest_in_dump
 from elmo_jax.dump import write_hdf5
 from elmo_jax.elmo import Layers, Mix, StateMode, load
 from elmo_jax.errors import InputError, exit_on_bad_input
 from elmo_jax.files import as_path, check_output
 from elmo_jax.model import start_state
+from elmo_jax.sources import find_files, read_input
 from elmo_jax.streams import LanguageModelStream, prefetch, word_encoder
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import ModelFolder, model_files, read_folder, read_model, write_folder
@@ -96,7 +97,7 @@ def embed(
         raise InputError("--layers mix and --mix_weights go together; give both, or neither")
     elmo = load(model, options=options, weights=weights, vocab=vocab)
     mix = Mix(mix_weights, mix_gamma) if mix_weights else None
-    lines, written = itertools.tee(read_input(input))
+    lines, written = itertools.tee(read_input([input]))
     vectors = elmo.embed_iter(
         lines, layers=layers, state=state, precision=precision, boundaries=boundaries, batch_size=batch_size, mix=mix
     )

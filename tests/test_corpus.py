@@ -13,19 +13,18 @@ import numpy as np
 import pytest
 from conftest import ROOT, fails
 
-from elmo_jax import commands, corpus
+from elmo_jax import commands, corpus, sources
 from elmo_jax.config import DataConfig
 from elmo_jax.corpus import (
     Corpus,
     WordCounts,
     cached,
-    find_files,
     read_corpora,
-    read_input,
     read_text,
     sentences,
 )
 from elmo_jax.errors import InputError
+from elmo_jax.sources import find_files, read_input
 from elmo_jax.vocabulary import Vocabulary, character_ids
 
 VOCABULARY = Vocabulary(["<S>", "</S>", "<UNK>", "the", "cat"])
@@ -38,12 +37,12 @@ def test_files_and_globs(tmp_path):
     assert [path.name for path in find_files([f"{tmp_path}/*"], "TEXT")] == ["a.gz", "b.txt"]
     text = list(sentences([f"{tmp_path}/*"], "TEXT"))
     assert text == [["on", "the", "mat"], ["the", "cat"], ["sat"]]
-    assert list(read_input(f"{tmp_path}/b.txt")) == [["the", "cat"], [], ["sat"]]
+    assert list(read_input([f"{tmp_path}/b.txt"])) == [["the", "cat"], [], ["sat"]]
 
 
 def test_standard_input(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the cat\n\nsat")))
-    assert list(read_input("-")) == [["the", "cat"], [], ["sat"]]
+    assert list(read_input(["-"])) == [["the", "cat"], [], ["sat"]]
 
 
 @pytest.mark.parametrize(
@@ -88,13 +87,13 @@ def test_byte_order_marks_are_read_as_nothing(tmp_path):
     assert list(sentences([f"{tmp_path}/*.txt"], "TEXT")) == 2 * [["the", "cat"], ["sat"]]
     (tmp_path / "a.txt").write_text("the cat", encoding="utf-16")
     with pytest.raises(InputError, match="line 1, is not UTF-8"):
-        list(read_input(f"{tmp_path}/a.txt"))
+        list(read_input([f"{tmp_path}/a.txt"]))
 
 
 def test_closed_standard_input(monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)  # what Python makes of `<&-`
     with pytest.raises(InputError, match="standard input, which is closed"):
-        read_input("-")
+        read_input(["-"])
 
 
 def test_missing_files(tmp_path):
@@ -184,7 +183,7 @@ def test_tfds(tmp_path, monkeypatch):
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
     text = list(sentences(["tfds:small_text/train"], "--data.train"))
     monkeypatch.setattr(corpus, "SAVED_EVERY", 3)
-    monkeypatch.setattr(corpus, "RECORDS", 7)
+    monkeypatch.setattr(sources, "RECORDS", 7)
     folders = []
     for name, counts in (("whole", ()), ("other", (4, 8))):
         for count in counts:
@@ -264,7 +263,7 @@ class Interrupted(BaseException):
 @contextlib.contextmanager
 def interrupted(lines):
     """What is done inside is interrupted after it has read so many lines."""
-    read_lines, left = corpus.read_lines, lines
+    read_lines, left = sources.read_lines, lines
 
     def some(*arguments):
         nonlocal left
@@ -275,7 +274,7 @@ def interrupted(lines):
             yield tokens
 
     with pytest.MonkeyPatch.context() as patches:
-        patches.setattr(corpus, "read_lines", some)
+        patches.setattr(sources, "read_lines", some)
         with pytest.raises(Interrupted):
             yield
 
