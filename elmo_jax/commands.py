@@ -1,10 +1,8 @@
 """The commands `elmo-jax train | embed | vocab | tokenize | perplexity | nearest | convert | export`."""
 
-import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Iterator
 from typing import Literal
 
 import tyro
@@ -18,26 +16,13 @@ from elmo_jax.corpus import BUILTIN, Corpus, WordCounts, cached, count_words, se
 from elmo_jax.dump import nearest as nearest_in_dump
 from elmo_jax.dump import write_hdf5
 from elmo_jax.elmo import Layers, Mix, StateMode, load
-from elmo_jax.errors import InputError, exit_on_bad_input
+from elmo_jax.errors import InputError, exit_on_bad_input, needing
 from elmo_jax.files import as_path, check_output
 from elmo_jax.model import start_state
 from elmo_jax.sources import find_files, read_input
 from elmo_jax.streams import LanguageModelStream, prefetch, word_encoder
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import ModelFolder, model_files, read_folder, read_model, write_folder
-
-
-@contextlib.contextmanager
-def needing(extra: str) -> Iterator[None]:
-    """Says which extra to install where a package is missing."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        name = (error.name or "").split(".")[0]
-        raise InputError(
-            f"this needs the package {name}, which the extra {extra} brings: pip install '.[{extra}]' in the folder of "
-            "the project"
-        ) from None
 
 
 def train(argv: list[str]) -> None:
