@@ -372,6 +372,7 @@ ORDER = [
     "arrays",
     "config",
     "vocabulary",
+    "sources",
     "corpus",
     "streams",
     "products",
