@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from elmo_jax.config import ModelConfig, Precision
-from elmo_jax.engine import Engine, Request, StateMode
+from elmo_jax.engine import Engine, Pool, Request, StateMode
 from elmo_jax.errors import InputError
 from elmo_jax.files import as_path, is_remote
 from elmo_jax.parallel import check_process, chosen_devices, device_places, devices_at
@@ -135,15 +135,16 @@ class Elmo:
         boundaries: bool | np.bool_ = False,
         batch_size: int | np.integer[Any] | None = None,
         mix: Mix | Sequence[float] | npt.NDArray[np.floating[Any]] | None = None,
+        pool: Pool | None = None,
     ) -> list[Vectors]:
-        """Vectors of each sentence, float32 [T_i, 2P], or [L + 1, T_i, 2P] with layers="all".
+        """Vectors of each sentence, float32 [T_i, 2P], or [L + 1, T_i, 2P] with layers="all"; pooled without T_i.
 
         A sentence is a list of tokens or a str of tokens separated by spaces. Options are those of `embed_iter`.
         """
         check_process()
         _check_sentences(sentences, "embed")
         every = list(sentences)
-        request = self._request(layers, state, precision, boundaries, batch_size, mix)
+        request = self._request(layers, state, precision, boundaries, batch_size, mix, pool)
         vectors = self._engine.embed(_tokens_of_each(every), request)
         return list(tqdm(vectors, "embedding", len(every), unit=" sentences", delay=2, leave=False))
 
@@ -157,6 +158,7 @@ class Elmo:
         boundaries: bool | np.bool_ = False,
         batch_size: int | np.integer[Any] | None = None,
         mix: Mix | Sequence[float] | npt.NDArray[np.floating[Any]] | None = None,
+        pool: Pool | None = None,
     ) -> Iterator[Vectors]:
         """Vectors of each sentence of a stream, in order, in constant memory.
 
@@ -171,6 +173,8 @@ class Elmo:
         batch_size  rows of sentences read at a time; by default few for little text, many for much. With "carry",
                     sentence i goes to row i modulo batch_size (by default one row: the text as it stands)
         mix         a Mix, or the weights of its layers
+        pool        one vector of each sentence, without T_i: the "mean" or, number by number, the "max" of its tokens'
+                    vectors, without those of <S> and </S>; zeros for a sentence without tokens
 
         Of a stream, 32,768 tokens for each device are read before all else, to choose the rows, up to 256 on each;
         not with a batch_size. Then a sentence's vectors come when each row has read at most 128 tokens, and one
@@ -178,10 +182,12 @@ class Elmo:
         """
         check_process()
         _check_sentences(sentences, "embed_iter")
-        request = self._request(layers, state, precision, boundaries, batch_size, mix)
+        request = self._request(layers, state, precision, boundaries, batch_size, mix, pool)
         return self._engine.embed(_tokens_of_each(sentences), request)
 
-    def _request(self, layers: Any, state: Any, precision: Any, boundaries: Any, batch_size: Any, mix: Any) -> Request:
+    def _request(
+        self, layers: Any, state: Any, precision: Any, boundaries: Any, batch_size: Any, mix: Any, pool: Any
+    ) -> Request:
         """The arguments of a call, checked."""
         chosen = {"layers": (layers, Layers), "state": (state, StateMode), "precision": (precision, Precision)}
         for name, (value, choices) in chosen.items():
@@ -191,11 +197,15 @@ class Elmo:
         if batch_size is not None:
             whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
             _check("batch_size", batch_size, whole and bool(batch_size >= 1), "a whole number from 1 up, or None")
+        accepted = f"one of {', '.join(map(repr, get_args(Pool)))}, or None"
+        _check("pool", pool, pool is None or (isinstance(pool, str) and pool in get_args(Pool)), accepted)
+        if pool is not None and boundaries:
+            raise InputError(f"pool={pool!r} is of the tokens alone; it and boundaries=True exclude each other")
         if (mix is not None) != (layers == "mix"):
             raise InputError('layers="mix" and mix=Mix(weights, gamma, layer_norm) go together')
         mix = mix if mix is None or isinstance(mix, Mix) else Mix(mix)
         weights, layer_norm = self._layer_weights(layers, mix), mix is not None and bool(mix.layer_norm)
-        return Request(state, precision, bool(boundaries), batch_size and int(batch_size), weights, layer_norm)
+        return Request(state, precision, bool(boundaries), batch_size and int(batch_size), weights, layer_norm, pool)
 
     def _layer_weights(self, layers: Layers, mix: Mix | None) -> npt.NDArray[np.float32] | None:
         """Weights of the sum over layers, float32 [L + 1]: of a mix γ · softmax(weights); None: no sum."""
