@@ -14,8 +14,9 @@ A sentence to embed goes through `elmo` (checked), `streams` (laid in a row), `w
 from typing import TYPE_CHECKING
 
 from elmo_jax.config import Config, DataConfig, ModelConfig, TrainConfig
-from elmo_jax.elmo import Elmo, Mix, load
+from elmo_jax.elmo import Elmo, load
 from elmo_jax.errors import InputError
+from elmo_jax.mix import Mix
 
 __all__ = [
     "BiLM",

@@ -5,7 +5,7 @@ import os
 import reprlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.engine import Engine, Pool, Request, StateMode
 from elmo_jax.errors import InputError
 from elmo_jax.files import as_path, is_remote
+from elmo_jax.mix import Mix
 from elmo_jax.parallel import check_process, chosen_devices, device_places, devices_at
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import ModelFolder, read_folder, read_model
@@ -24,18 +25,6 @@ Sentence = Sequence[str] | str
 Layers = Literal["average", "top", "all", "mix"]
 Vectors = npt.NDArray[np.float32]
 PathLike = str | os.PathLike[str]
-
-
-class Mix(NamedTuple):
-    """A scalar mix, γ · Σ softmax(weights)_l · h_l.
-
-    With `layer_norm`, each layer is first normalised by one mean and variance over all values of the sentence that
-    are returned: what bilm-tf computes for a batch of that one sentence, or AllenNLP if boundaries are kept.
-    """
-
-    weights: Sequence[float] | npt.NDArray[np.floating[Any]]
-    gamma: float = 1.0
-    layer_norm: bool = False
 
 
 def load(
