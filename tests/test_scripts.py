@@ -381,6 +381,7 @@ ORDER = [
     "model",
     "hdf5",
     "weights",
+    "published",
     "parallel",
     "compilation",
     "word_vectors",

@@ -1,0 +1,308 @@
+"""Models by name, from a server on this machine: downloaded once, whole or not at all."""
+
+import contextlib
+import http.server
+import os
+import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from conftest import SMALL, random_weights, write_random_model
+
+from elmo_jax import published
+from elmo_jax.errors import InputError
+from elmo_jax.weights import write_arrays
+
+OPTIONS, WEIGHTS = (urlsplit(url).path for url in published.MODELS["small"].urls)
+
+
+class Server:
+    """Files by path; `sent` are the requests, as (path, Range).
+
+    Of the weights, one answer after the other: `altered` is sent instead of them, and `cuts` says after how many bytes
+    it breaks off.
+    """
+
+    def __init__(self, ranges: bool = True, tag: str = '"1"'):
+        self.files: dict[str, bytes] = {}
+        self.sent, self.cuts, self.altered, self.ranges, self.tag = [], [], [], ranges, tag
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                outer.answer(self)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
+        self.thread.start()
+        self.address = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def answer(self, request):
+        wanted = request.headers.get("Range")
+        self.sent.append((request.path, wanted))
+        body = self.files.get(request.path)
+        if body is None:
+            request.send_error(404)
+            return
+        if request.path == WEIGHTS and self.altered:
+            body = self.altered.pop(0)
+        begin = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.ranges else 0
+        if request.headers.get("If-Range") != self.tag:
+            begin = 0
+        if begin and begin >= len(body):
+            request.send_response(416)
+            request.send_header("Content-Range", f"bytes */{len(body)}")
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        request.send_response(206 if begin else 200)
+        if begin:
+            request.send_header("Content-Range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
+        request.send_header("Content-Length", str(len(body) - begin))
+        request.send_header("ETag", self.tag)
+        request.end_headers()
+        cut = self.cuts.pop(0) if request.path == WEIGHTS and self.cuts else len(body)
+        request.wfile.write(body[begin : begin + cut])
+
+    def close(self):
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> dict[str, bytes]:
+    """The files of a model, by their names in the cache."""
+    folder = write_random_model(tmp_path_factory.mktemp("model"), SMALL)
+    return {name: (folder / name).read_bytes() for name in ("options.json", "weights.hdf5")}
+
+
+@pytest.fixture
+def server(model, tmp_path, monkeypatch):
+    """A mirror that has the model `small`, and an empty cache; waiting takes no time."""
+    server = Server()
+    server.files = {OPTIONS: model["options.json"], WEIGHTS: model["weights.hdf5"]}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv(published.MIRROR, server.address)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(published, "PIECE", 1000)
+    monkeypatch.chdir(tmp_path)
+    yield server
+    server.close()
+
+
+def kept(tmp_path) -> dict[str, bytes]:
+    """Files of the model in the cache."""
+    folder = tmp_path / "cache" / "elmo_jax" / "models" / "small"
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def left(tmp_path) -> set[str]:
+    """What lies beside it, the lock apart."""
+    return set(os.listdir(tmp_path / "cache" / "elmo_jax" / "models")) - {".small.lock"}
+
+
+def test_downloaded_once_with_a_bar_and_then_without_the_network(server, model, tmp_path, capfd):
+    folder = published.local("small")
+    assert [path for path, _ in server.sent] == [OPTIONS, WEIGHTS]
+    assert kept(tmp_path) == model
+    assert left(tmp_path) == {"small"}
+    shown = capfd.readouterr().err
+    assert re.search(r"small: weights.hdf5: 100%\|.*B/s", shown)
+    assert "licence: no restrictions" in shown
+    server.close()
+    assert published.local("Small") == folder
+    assert capfd.readouterr().err == ""
+    server.__init__()  # another, for the fixture to close
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_connection_that_breaks_goes_on_where_it_broke(server, model, tmp_path, ranges):
+    server.ranges, server.cuts = ranges, [3000, 1000]
+    published.local("small")
+    asked = [part for path, part in server.sent if path == WEIGHTS]
+    assert asked == [None, "bytes=3000-", f"bytes={4000 if ranges else 1000}-"]
+    assert kept(tmp_path) == model
+
+
+def test_a_file_that_the_server_has_changed_meanwhile_is_begun_again(server, model, tmp_path):
+    server.cuts = [3000]
+    server.altered = [bytes(len(model["weights.hdf5"]))]
+    answer, tags = server.answer, iter(['"1"', '"1"', '"2"'])
+    server.answer = lambda request: (setattr(server, "tag", next(tags)), answer(request))
+    published.local("small")
+    assert len(server.sent) == 3
+    assert kept(tmp_path) == model
+
+
+def test_a_command_that_was_stopped_goes_on(server, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(published, "RETRIES", 0)
+    server.cuts = [5000]
+    with pytest.raises(InputError, match=r"cannot download http.*weights.hdf5 .*goes on where it stopped"):
+        published.local("small")
+    assert left(tmp_path) == {".small.partial"}
+    published.local("small")
+    assert server.sent[2:] == [(WEIGHTS, "bytes=5000-")]
+    assert kept(tmp_path) == model
+    assert left(tmp_path) == {"small"}
+
+
+def test_a_part_that_is_whole_is_not_downloaded_again(server, model, tmp_path):
+    folder = tmp_path / "cache" / "elmo_jax" / "models" / ".small.partial"
+    folder.mkdir(parents=True)
+    (folder / "weights.hdf5.part").write_bytes(model["weights.hdf5"])
+    (folder / "weights.hdf5.part.version").write_text('"1"')
+    published.local("small")
+    assert server.sent[1:] == [(WEIGHTS, f"bytes={len(model['weights.hdf5'])}-")]
+    assert kept(tmp_path) == model
+
+
+def altered_weights(tmp_path, model) -> dict[str, tuple[bytes, str]]:
+    """Files in the place of weights.hdf5, and what is said of them."""
+    arrays = random_weights(SMALL)
+    arrays["CNN_proj/b_proj"][3] = np.nan
+    write_arrays(tmp_path / "nan.hdf5", arrays)
+    del arrays["CNN_proj/b_proj"]
+    write_arrays(tmp_path / "missing.hdf5", arrays)
+    whole = model["weights.hdf5"]
+    return {
+        "cut": (whole[: len(whole) // 2], "HDF5"),
+        "page": (b"<html>Please log in</html>", "not a whole HDF5 file"),
+        "nan": ((tmp_path / "nan.hdf5").read_bytes(), "CNN_proj/b_proj"),
+        "missing": ((tmp_path / "missing.hdf5").read_bytes(), "missing: CNN_proj/b_proj"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["cut", "page", "nan", "missing"])
+def test_what_came_altered_is_refused_and_downloaded_again(server, model, tmp_path, kind, capfd):
+    server.altered = [altered_weights(tmp_path, model)[kind][0]]
+    published.local("small")
+    assert "small came altered, and is downloaded again: " in capfd.readouterr().err
+    assert [path for path, _ in server.sent] == [OPTIONS, WEIGHTS] * 2
+    assert kept(tmp_path) == model
+
+
+@pytest.mark.parametrize("kind", ["cut", "page", "nan", "missing"])
+def test_what_comes_altered_twice_is_refused_and_nothing_kept(server, model, tmp_path, kind):
+    body, message = altered_weights(tmp_path, model)[kind]
+    server.altered = [body] * 2
+    with pytest.raises(InputError, match=rf"is not the model small: .*{message}.*Nothing of it is kept. Put options"):
+        published.local("small")
+    assert left(tmp_path) == set()
+
+
+def test_known_hashes_are_checked(server, model, tmp_path):
+    """The model is a good one, but not the one that was published."""
+    for url, name in zip(published.MODELS["german"].urls, model, strict=True):
+        server.files[urlsplit(url).path] = model[name]
+    with pytest.raises(InputError, match=r"not the model german: the hash of options.json is \w{40}, .* sha1:04afb8"):
+        published.local("german")
+    assert len(server.sent) == 4
+
+
+def test_what_is_not_there_is_asked_for_once(server, tmp_path):
+    del server.files[WEIGHTS]
+    with pytest.raises(InputError, match=r"weights.hdf5 \(404 Not Found\).* Put .*models/small yourself .*_MODELS the"):
+        published.local("small")
+    assert len(server.sent) == 2
+
+
+def test_without_a_network(server, model, tmp_path, monkeypatch):
+    waited = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    monkeypatch.setenv(published.MIRROR, "http://127.0.0.1:1")
+    with pytest.raises(InputError, match=r"cannot download http://127.0.0.1:1/allennlp.*options.json"):
+        published.local("small")
+    assert [seconds for seconds in waited if seconds >= 1] == [1, 2, 3, 4]
+    folder = tmp_path / "cache" / "elmo_jax" / "models" / "small"  # by hand, as the error says
+    folder.mkdir()
+    for name, content in model.items():
+        (folder / name).write_bytes(content)
+    assert published.local("small") == folder
+
+
+def test_a_disk_that_is_too_small_is_foreseen(server, tmp_path, monkeypatch):
+    usage = published.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(published.shutil, "disk_usage", lambda _: usage._replace(free=2000))
+    with pytest.raises(InputError, match=r"weights.hdf5 \([\d,]+ bytes are to come, and the disk has 2,000; make room"):
+        published.local("small")
+    assert len(server.sent) == 2
+
+
+def test_a_cache_that_cannot_be_written(server, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(InputError, match=r"cannot write .*models/small"):
+        published.local("small")
+
+
+def test_who_comes_second_waits(server, model, tmp_path, capfd):
+    began, go_on, answer = threading.Event(), threading.Event(), server.answer
+    server.answer = lambda request: (began.set(), go_on.wait(10), answer(request))
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(published.local, "small")
+        assert began.wait(10)
+        second = threads.submit(published.local, "small")
+        with contextlib.suppress(TimeoutError):
+            second.result(0.1)
+        go_on.set()
+        assert first.result() == second.result()
+    assert len(server.sent) == 2
+    assert "small is being downloaded by another process, which is waited for" in capfd.readouterr().err
+    assert left(tmp_path) == {"small"}
+
+
+def test_names_and_paths(server, tmp_path):
+    for path in ("gs://bucket/small", "runs/small", "./small", Path("small"), Path("nowhere"), "https://example.org/x"):
+        assert published.local(path) is path
+    (tmp_path / "mine").mkdir()
+    assert published.local("mine") == "mine"
+    (tmp_path / "small").mkdir()
+    with pytest.raises(InputError, match=r"a file or folder here; give ./small for what is here, or .*/models/small"):
+        published.local("small")
+    for wrong, near in (("smal", "near it are small"), ("arabic", "near it are manylangs-arabic"), ("qqq", "give a")):
+        with pytest.raises(InputError, match=rf"no folder {wrong} here, and no published model of this name; {near}"):
+            published.local(wrong)
+    assert not server.sent
+
+
+def test_the_table():
+    paths = [urlsplit(url).path for model in published.MODELS.values() for url in model.urls]
+    assert len(paths) == len(set(paths))  # a mirror holds them all
+    for name, model in published.MODELS.items():
+        assert re.fullmatch(r"[a-z0-9.-]+", name)
+        assert len(model.urls) == 2 or re.search(r"\.(zip|tar\.gz)$", model.urls[0])
+        assert all(re.match("https?://", address) for address in (*model.urls, model.source))
+        assert len(model.hashes) in (0, len(model.urls))
+        assert model.what
+        assert model.licence
+    assert sum(name.startswith("manylangs-") for name in published.MODELS) == 44
+    assert {"small", "medium", "original", "5.5b", "pubmed", "portuguese", "nlpl-217"} <= published.MODELS.keys()
+
+
+def test_a_hub_that_is_asked(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def answer(name, *, revision, allow_patterns):
+        asked.append((name, revision))
+        if name == "no/body":
+            raise huggingface_hub.errors.LocalEntryNotFoundError("no such repository")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
+    assert published.local("hf://owner/name") == published.local("hf://owner/name@v1.0") == str(tmp_path)
+    assert asked == [("owner/name", None), ("owner/name", "v1.0")]
+    with pytest.raises(InputError, match=r"cannot get hf://no/body from the Hugging Face Hub \(no such repository"):
+        published.local("hf://no/body")
+    for wrong in ("hf://", "hf://name", "hf://owner/name/file", "hf://owner/name@"):
+        with pytest.raises(InputError, match="is not of the form hf://OWNER/NAME"):
+            published.local(wrong)
