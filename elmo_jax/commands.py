@@ -11,7 +11,7 @@ from tqdm import tqdm
 import elmo_jax
 from elmo_jax.arrays import Unwritable
 from elmo_jax.compilation import keep_compiled
-from elmo_jax.config import Precision
+from elmo_jax.config import Precision, TextFormat
 from elmo_jax.corpus import BUILTIN, Corpus, WordCounts, cached, count_words, sentences
 from elmo_jax.dump import nearest as nearest_in_dump
 from elmo_jax.dump import write_hdf5
@@ -19,7 +19,7 @@ from elmo_jax.elmo import Layers, Mix, StateMode, load
 from elmo_jax.errors import InputError, exit_on_bad_input, needing
 from elmo_jax.files import as_path, check_output
 from elmo_jax.model import start_state
-from elmo_jax.sources import find_files, read_input
+from elmo_jax.sources import TextForm, files_of, read_input
 from elmo_jax.streams import LanguageModelStream, prefetch, word_encoder
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import ModelFolder, model_files, read_folder, read_model, write_folder
@@ -52,13 +52,16 @@ def embed(
     mix_weights: tuple[float, ...] = (),
     mix_gamma: float = 1.0,
 ) -> None:
+    text_format: TextFormat | None = None,
+    text_column: str | None = None,
     """Writes the vectors of every line of a text in the HDF5 format of bilm-tf and AllenNLP.
 
     Dataset "i" holds line i (from 0): [tokens, 2P], or [L + 1, tokens, 2P] with --layers all. A blank line has no
     tokens, [0, 2P]. The tokens <S> and </S> in a line are read as the boundary marks that they name.
 
     Args:
-        input: Text file, UTF-8, plain or .gz: a sentence a line, tokens separated by spaces; "-" reads standard input.
+        input: Text file or glob, UTF-8, plain or .gz, .bz2, .xz, .zst: a sentence a line, tokens separated by spaces;
+            or .jsonl, .conllu, .conll, .parquet; or tfds:DATASET/SPLIT; "-" reads standard input.
         output: HDF5 file to write; it appears only when it is whole.
         model: Model folder (options.json, weights.hdf5, perhaps vocab.txt) or training workdir.
         options: In place of --model: the model's options.json, with --weights.
@@ -73,16 +76,19 @@ def embed(
         mix_weights: With --layers mix: a number for each layer, word vectors first; a softmax makes them sum to 1.
         mix_gamma: With --layers mix: factor of the sum.
     """
+        text_format: Format of the text; by default what the end of the file's name says, else lines.
+        text_column: Field of JSON lines or column of Parquet, "tokens" by default: lists of tokens or text. Number of
+            the column of CoNLL, from 1, or name of that of CoNLL-U, FORM by default.
     files = (options, weights, vocab)
     only_model = model is not None and not any(files)
-    check_output(output, None if input == "-" else input, *(model_files(model) if only_model else (model, *files)))
+    check_output(output, *files_of([input], "--input"), *(model_files(model) if only_model else (model, *files)))
     if model is None and (options is None or weights is None):
         raise InputError("which model? Give --model FOLDER, or --options FILE and --weights FILE")
     if (layers == "mix") != bool(mix_weights):
         raise InputError("--layers mix and --mix_weights go together; give both, or neither")
     elmo = load(model, options=options, weights=weights, vocab=vocab)
     mix = Mix(mix_weights, mix_gamma) if mix_weights else None
-    lines, written = itertools.tee(read_input([input]))
+    lines, written = itertools.tee(read_input([input], text_format, text_column))
     vectors = elmo.embed_iter(
         lines, layers=layers, state=state, precision=precision, boundaries=boundaries, batch_size=batch_size, mix=mix
     )
@@ -97,22 +103,27 @@ def vocab(
     min_count: int = 1,
     max_characters: int = 50,
 ) -> None:
+    text_format: TextFormat | None = None,
+    text_column: str | None = None,
     """Counts the words of a text and writes a vocabulary: <S>, </S>, <UNK>, then the words, most frequent first.
 
     Args:
-        text: Text files or globs, plain or .gz, tfds:DATASET/SPLIT, or "builtin".
+        text: Text files or globs, as --data.train, tfds:DATASET/SPLIT, "-" for standard input, or "builtin".
         output: File to write, a word a line.
         max_size: Words to keep at most, the three special ones included.
         min_count: Leave out words that occur less often.
         max_characters: Limit of the model, begin and end of word included, for the report of words that it cuts.
     """
+        text_format: Format of the text; by default what the end of the file's name says, else lines.
+        text_column: Field of JSON lines or column of Parquet, "tokens" by default: lists of tokens or text. Number of
+            the column of CoNLL, from 1, or name of that of CoNLL-U, FORM by default.
     if not text:
         raise InputError("which text? Give elmo-jax vocab TEXT... --output FILE")
     if max_size is not None and max_size < 3:
         raise InputError(f"max_size is {max_size}; it must be 3 or more, for <S>, </S> and <UNK>")
-    files = [name for name in text if name != "builtin" and not name.startswith("tfds:")]
-    check_output(output, *map(str, find_files(files, "TEXT")))
-    counts = WordCounts(sentences(text, "TEXT", progress="counting words"))
+    check_output(output, *files_of((name for name in text if name != BUILTIN), "TEXT"))
+    form = TextForm(text_format, text_column)
+    counts = WordCounts(sentences(text, "TEXT", progress="counting words", form=form))
     if not counts.tokens:
         raise InputError(f"{' '.join(text)} has no words; give text with a sentence a line, tokens separated by spaces")
     vocabulary = Vocabulary.from_counts(counts, max_size, min_count)
@@ -130,20 +141,30 @@ def vocab(
     )
 
 
-def tokenize(text: tyro.conf.Positional[tuple[str, ...]], vocab: str | None = None, cache: str | None = None) -> None:
+def tokenize(
+    text: tyro.conf.Positional[tuple[str, ...]],
+    vocab: str | None = None,
+    cache: str | None = None,
+    text_format: TextFormat | None = None,
+    text_column: str | None = None,
+) -> None:
     """Keeps the numbers of a text, so that every later start of training on it begins at once.
 
     Training does the same at its first start; this does it ahead, where no devices wait. `elmo-jax train` finds them
     by the text's files, which must not have changed, and the vocabulary. Interrupted, it goes on where it was.
 
     Args:
-        text: Text files or globs, plain or .gz, or tfds:DATASET/SPLIT: all that --data.train (or --data.heldout) names.
+        text: Text files or globs, or tfds:DATASET/SPLIT: all that --data.train (or --data.heldout) names.
         vocab: Vocabulary, as --data.vocab; by default counted from the text, as in training.
         cache: Folder to keep them in, as --data.cache; by default elmo_jax/text in $XDG_CACHE_HOME or ~/.cache.
     """
+        text_format: As --data.text_format: by default what the end of the file's name says, else lines.
+        text_column: Field of JSON lines or column of Parquet, "tokens" by default: lists of tokens or text. Number of
+            the column of CoNLL, from 1, or name of that of CoNLL-U, FORM by default.
     if not text or text == (BUILTIN,):
         raise InputError("which text? Give elmo-jax tokenize TEXT...: files or tfds:DATASET/SPLIT, not builtin")
-    vocabulary = count_words(text, "TEXT") if vocab is None else Vocabulary.load(as_path(vocab))
+    form = TextForm(text_format, text_column)
+    vocabulary = count_words(text, "TEXT", form) if vocab is None else Vocabulary.load(as_path(vocab))
     begin = time.perf_counter()
     try:
         corpus, folder = cached(text, "TEXT", vocabulary, cache)
@@ -168,6 +189,8 @@ def perplexity(
     batch_size: int = 32,
     window: int = 32,
 ) -> None:
+    text_format: TextFormat | None = None,
+    text_column: str | None = None,
     """Measures the perplexity of a text, over every token, by the full softmax.
 
     Args:
@@ -182,6 +205,9 @@ def perplexity(
         batch_size: Rows of sentences, on all devices together.
         window: Positions read at a time.
     """
+        text_format: Format of the text; by default what the end of the file's name says, else lines.
+        text_column: Field of JSON lines or column of Parquet, "tokens" by default: lists of tokens or text. Number of
+            the column of CoNLL, from 1, or name of that of CoNLL-U, FORM by default.
     with needing("train"):
         from elmo_jax.evaluation import evaluator
         from elmo_jax.parallel import device_count, replicate
@@ -194,7 +220,8 @@ def perplexity(
     folder = _read_model(model, options, weights, vocab, softmax)
     if folder.softmax is None or folder.vocabulary is None:
         raise InputError(f"{model or weights} has no softmax.hdf5 (with its vocab.txt); perplexity needs it")
-    corpus = Corpus(sentences((input,), "--input", heldout=True, progress="reading"), folder.vocabulary, input)
+    text = sentences((input,), "--input", True, "reading", TextForm(text_format, text_column))
+    corpus = Corpus(text, folder.vocabulary, input)
     parameters = {"bilm": replicate(folder.parameters), "softmax": place(folder.softmax, batch_size)}
     encode = word_encoder(corpus, folder.model)
     batches = LanguageModelStream(corpus, batch_size, window, encode, devices=devices, once=True)

@@ -8,7 +8,7 @@ import runpy
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from elmo_jax.errors import InputError, brief
 from elmo_jax.files import as_path, read_json
@@ -17,6 +17,9 @@ from elmo_jax.files import as_path, read_json
 # of bfloat16 numbers instead of six (relative errors up to 2^-16 of an operand), on GPU TensorFloat-32 (2^-11); on CPU
 # it is float32. "bfloat16" rounds operands to 8 bits (2^-9).
 Precision = Literal["float32", "high", "bfloat16"]
+# How text is written: a sentence a line, columns with a token a line (of shared tasks, of Universal Dependencies), JSON
+# lines, Parquet.
+TextFormat = Literal["lines", "conll", "conllu", "jsonl", "parquet"]
 
 # The named configs: in the package where it is installed, beside it in a checkout.
 CONFIGS = Path(__file__).parent / "configs"
@@ -64,10 +67,11 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The text: one sentence a line, tokens separated by spaces, UTF-8, plain or .gz."""
+    """The text: UTF-8, a sentence a line, or CoNLL, JSON lines, Parquet; plain or .gz, .bz2, .xz, .zst."""
 
     train: tuple[str, ...] = ()
-    """Files, globs or tfds:DATASET/SPLIT to train on; "builtin" is the English text that every Python carries."""
+    """Files, globs or tfds:DATASET/SPLIT to train on; "builtin" is the English text that every Python carries, "-"
+    standard input, of which nothing is kept."""
     heldout: tuple[str, ...] = ()
     """The same, to measure perplexity on. None: none, or the held-out tenth of the built-in text."""
     vocab: str | None = None
@@ -87,6 +91,11 @@ class TrainConfig:
     """Steps in all. The published models: 10 epochs of 768,648,884 tokens at 3 x 128 x 20 a step."""
     epochs: float | None = None
     """Passes over the training text, in place of steps."""
+    text_format: TextFormat | None = None
+    """Format of the text. None: what the end of each file's name says (.jsonl, .conllu, .parquet), else lines."""
+    text_column: str | None = None
+    """Field of JSON lines or column of Parquet, "tokens" by default: lists of tokens or text. Number of the column of
+    CoNLL, from 1, or name of that of CoNLL-U, FORM by default."""
     batch_size: int = 128
     """Rows per device; a row is an endless stream of sentences."""
     window: int = 20
@@ -232,7 +241,7 @@ def typed(value: Any, kind: Any, name: str) -> Any:
         if unknown := [key for key in value if key not in kinds]:
             raise InputError(f"{name} has {brief(unknown[0], 80)!r}, which is no field of it")
         return kind(**{key: typed(part, kinds[key], f"{name}.{key}") for key, part in value.items()})
-    if origin is types.UnionType:  # of None and a type
+    if origin in (types.UnionType, Union):  # of None and a type
         return None if value is None else typed(value, choices[0], name)
     if origin is tuple and isinstance(value, list | tuple):
         each = choices[:1] * len(value) if choices[-1] is ... else choices

@@ -23,7 +23,7 @@ from elmo_jax.arrays import GrowingArrays, Kept, Unwritable, checksums, keep_arr
 from elmo_jax.config import DataConfig
 from elmo_jax.errors import InputError, brief
 from elmo_jax.files import as_path, is_remote
-from elmo_jax.sources import TFDS, Lines, Place, Source, find_files, find_sources
+from elmo_jax.sources import BY_NAME, STANDARD_INPUT, TFDS, Lines, Place, Source, TextForm, find_sources
 from elmo_jax.vocabulary import (
     BEGIN_SENTENCE,
     BEGIN_SENTENCE_CHARACTER,
@@ -59,9 +59,13 @@ def builtin_sentences() -> Iterator[list[str]]:
 
 
 def sentences(
-    patterns: Sequence[str], option: str, heldout: bool = False, progress: str | None = None
+    patterns: Sequence[str],
+    option: str,
+    heldout: bool = False,
+    progress: str | None = None,
+    form: TextForm = BY_NAME,
 ) -> Iterator[list[str]]:
-    """Sentences (lists of tokens, blank lines left out) of files, of `tfds:DATASET/SPLIT`, or of the built-in text.
+    """Sentences (lists of tokens, blank lines left out) of what `find_sources` finds, or of the built-in text.
 
     A fixed tenth of the built-in text, every tenth sentence, is held out.
     """
@@ -70,7 +74,7 @@ def sentences(
             if (number % HELDOUT_EVERY == 0) == heldout:
                 yield tokens
         return
-    yield from filter(None, Lines(find_sources(patterns, option), progress))
+    yield from filter(None, Lines(find_sources(patterns, option, form), progress))
 
 
 class WordCounts:
@@ -107,9 +111,11 @@ class WordCounts:
 first = operator.itemgetter(0)
 
 
-def count_words(patterns: Sequence[str], option: str) -> Vocabulary:
-    """The vocabulary of all words of a text."""
-    return Vocabulary.from_counts(WordCounts(sentences(patterns, option, progress="counting words")))
+def count_words(patterns: Sequence[str], option: str, form: TextForm = BY_NAME) -> Vocabulary:
+    """The vocabulary of all words of a text that is then read again."""
+    if STANDARD_INPUT in patterns:
+        raise InputError(f"{option} - can be read only once, not to count its words and again; give a vocabulary")
+    return Vocabulary.from_counts(WordCounts(sentences(patterns, option, progress="counting words", form=form)))
 
 
 # Spellings of the boundaries: bytes that UTF-8 never has. LETTERS turns the bytes of spellings into character ids.
@@ -269,18 +275,20 @@ def cache_folder(sources: Sequence[Source], words: str, cache: str | None) -> Pa
         user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as error:
         raise Unwritable(f"there is no home folder ({error}); give a folder for the cache") from None
-    names = json.dumps([words, *(source.name for source in sources)])
+    names = json.dumps([words, *(source.key for source in sources)])
     readable = re.sub(r"[^\w.-]+", "_", Path(sources[0].name).name)[:40]
     folder = user / "elmo_jax" / "text" if cache is None else Path(cache)
     return folder.absolute() / f"{readable}-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
 
 
-def cached(patterns: Sequence[str], option: str, vocabulary: Vocabulary, cache: str | None) -> tuple[Corpus, Path]:
+def cached(
+    patterns: Sequence[str], option: str, vocabulary: Vocabulary, cache: str | None, form: TextForm = BY_NAME
+) -> tuple[Corpus, Path]:
     """The text of files and data sets from its cache, and where that is; it is made where there is none.
 
     Begun again after an interruption, it goes on where it was. Unwritable where the cache cannot be written.
     """
-    sources, words = find_sources(patterns, option), hashlib.sha256(vocabulary.to_bytes()).hexdigest()
+    sources, words = find_sources(patterns, option, form), hashlib.sha256(vocabulary.to_bytes()).hexdigest()
     folder = cache_folder(sources, words, cache)
 
     def make(growing: GrowingArrays) -> None:
@@ -297,20 +305,25 @@ def cached(patterns: Sequence[str], option: str, vocabulary: Vocabulary, cache: 
             growing.append(part)
             growing.save({"place": lines.place(), "unknown": tokenizer.unknown})
 
-    key = {"words": words, "sources": [[source.name, *source.version()] for source in sources]}
+    key = {"words": words, "sources": [[source.key, *source.version()] for source in sources]}
     return Corpus.kept(vocabulary, keep_arrays(folder, ARRAYS, key, make)), folder
 
 
 def read_text(
-    patterns: Sequence[str], option: str, vocabulary: Vocabulary, cache: str | None = None, heldout: bool = False
+    patterns: Sequence[str],
+    option: str,
+    vocabulary: Vocabulary,
+    cache: str | None = None,
+    heldout: bool = False,
+    form: TextForm = BY_NAME,
 ) -> Corpus:
     """A text, from its cache; the built-in text in memory, and others where there can be no cache."""
     if tuple(patterns) != (BUILTIN,):
         try:
-            return cached(patterns, option, vocabulary, cache)[0]
+            return cached(patterns, option, vocabulary, cache, form)[0]
         except Unwritable as error:
             print(f"{brief(' '.join(patterns))} is held in memory, and read again at the next start: {error}")
-    return Corpus(sentences(patterns, option, heldout, "reading"), vocabulary, " ".join(patterns))
+    return Corpus(sentences(patterns, option, heldout, "reading", form), vocabulary, " ".join(patterns))
 
 
 def read_corpora(
@@ -323,14 +336,15 @@ def read_corpora(
     """
     if not data.train:
         raise InputError("data.train is not given; give --data.train FILE_OR_GLOB, or builtin for the built-in text")
+    form = TextForm(data.text_format, data.text_column)
     for patterns, option in ((data.train, "--data.train"), (data.heldout, "--data.heldout")):
-        find_files([name for name in patterns if name != BUILTIN and not name.startswith(TFDS)], option)
+        find_sources([name for name in patterns if name != BUILTIN and not name.startswith(TFDS)], option, form)
     given = None
     if data.vocab is not None and (of_run is None or as_path(data.vocab).exists()):
         given = Vocabulary.load(as_path(data.vocab))
     if of_run is not None and given is not None and given.words != of_run.words:
         raise InputError(f"{data.vocab} is not the vocabulary that the run began with; leave --data.vocab out to go on")
-    vocabulary = of_run or given or of_init or count_words(data.train, "--data.train")
+    vocabulary = of_run or given or of_init or count_words(data.train, "--data.train", form)
     held_out = data.heldout or (data.train if data.train == (BUILTIN,) else ())
-    heldout = read_text(held_out, "--data.heldout", vocabulary, data.cache, heldout=True) if held_out else None
-    return read_text(data.train, "--data.train", vocabulary, data.cache), heldout
+    heldout = read_text(held_out, "--data.heldout", vocabulary, data.cache, True, form) if held_out else None
+    return read_text(data.train, "--data.train", vocabulary, data.cache, form=form), heldout

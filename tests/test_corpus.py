@@ -50,7 +50,7 @@ def test_standard_input(monkeypatch):
     [
         ("latin.txt", b"ok\ncaf\xe9 au lait\n", "line 2, is not UTF-8"),
         ("half.gz", gzip.compress(b"the cat sat " * 99, mtime=0)[:-9], "not a whole gzip file"),
-        ("text.gz", b"the cat", "not a whole gzip file"),
+        ("text.gz", b"the cat", "is no gzip file, though its name ends with .gz"),
     ],
 )
 def test_unreadable_files(tmp_path, name, content, message):
@@ -74,9 +74,9 @@ def test_damaged_gzip_files(tmp_path):
             data[place] ^= 1 << int(generator.integers(8))
         path.write_bytes(data)
         try:
-            assert list(sentences([str(path)], "TEXT")) == (lines if data else [])
+            assert list(sentences([str(path)], "TEXT")) == lines
         except InputError as error:
-            assert "not a whole gzip file" in str(error) or "is not UTF-8" in str(error)  # noqa: PT017
+            assert re.search("not a whole gzip file|is no gzip file|is not UTF-8", str(error))  # noqa: PT017
             refused += 1
     assert refused > 350
 
