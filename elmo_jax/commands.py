@@ -167,7 +167,7 @@ def tokenize(
     vocabulary = count_words(text, "TEXT", form) if vocab is None else Vocabulary.load(as_path(vocab))
     begin = time.perf_counter()
     try:
-        corpus, folder = cached(text, "TEXT", vocabulary, cache)
+        corpus, folder = cached(text, "TEXT", vocabulary, cache, form)
     except Unwritable as error:
         raise InputError(str(error)) from None
     tokens = len(corpus.types) - 2 * len(corpus)
@@ -194,7 +194,7 @@ def perplexity(
     """Measures the perplexity of a text, over every token, by the full softmax.
 
     Args:
-        input: Text file or glob, or "builtin" for the held-out tenth of the built-in text.
+        input: Text as for embed, or "builtin" for the held-out tenth of the built-in text.
         model: Model folder with vocab.txt and softmax.hdf5, or training workdir.
         options: In place of --model: the model's options.json, with --weights, --vocab and --softmax.
         weights: In place of --model: the model's weights.hdf5.
