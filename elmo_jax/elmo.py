@@ -18,6 +18,7 @@ from elmo_jax.errors import InputError
 from elmo_jax.files import as_path, is_remote
 from elmo_jax.mix import Mix
 from elmo_jax.parallel import check_process, chosen_devices, device_places, devices_at
+from elmo_jax.published import local
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import ModelFolder, read_folder, read_model
 
@@ -36,7 +37,10 @@ def load(
     compilation_cache: bool = True,
     devices: Sequence[jax.Device] | int | None = None,
 ) -> "Elmo":
-    """Loads a model: `load(folder)`, a training workdir too, or `load("options.json", "weights.hdf5")`.
+    """Loads a model: `load("original")`, `load(folder)`, or `load("options.json", "weights.hdf5")`.
+
+    A name is that of a published model (`elmo-jax models` lists them), which is downloaded into the user's cache if it
+    is not there, or hf://OWNER/NAME[@REVISION]. A folder may be that of a training run.
 
     Models without characters need a `vocab`, which a folder holds. Programs that the model compiles are kept for the
     next process in ~/.cache/elmo_jax, or where JAX has been told to keep all programs; without `compilation_cache`
@@ -48,6 +52,8 @@ def load(
     check_process()
     chosen = chosen_devices(devices)
     given = {"model": model, "options": options, "weights": weights, "vocab": vocab}
+    if model is not None and weights is options is vocab is None:
+        given["model"] = local(model)
     paths = {name: _absolute(name, path) for name, path in given.items() if path is not None}
     if paths.keys() == {"model"}:
         folder = read_folder(paths["model"])
@@ -55,7 +61,7 @@ def load(
         folder = read_model(paths.get("model") or paths["options"], paths["weights"], paths.get("vocab"))
     else:
         raise InputError(
-            f"load() was given {', '.join(paths) or 'nothing'}; it takes a folder, load(FOLDER), or two files, "
+            f"load() was given {', '.join(paths) or 'nothing'}; it takes a name or folder, load(MODEL), or two files, "
             "load(OPTIONS, WEIGHTS), and for models without characters vocab=VOCABULARY"
         )
     return Elmo(folder, paths, compilation_cache, None if devices is None else chosen)

@@ -201,11 +201,6 @@ MODELS = {
 }
 
 
-def is_name(source: object) -> bool:
-    """Whether a model is given by the name of a published one, or of a repository of the Hugging Face Hub."""
-    return isinstance(source, str) and (source.startswith(HUB) or source.casefold() in MODELS)
-
-
 def local(source: str | os.PathLike) -> str | os.PathLike:
     """The path of a model: that of its copy, made if there is none yet, where a name is given; else what is given.
 
