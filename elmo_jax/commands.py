@@ -11,13 +11,14 @@ from tqdm import tqdm
 import elmo_jax
 from elmo_jax.arrays import Unwritable
 from elmo_jax.compilation import keep_compiled
-from elmo_jax.config import Precision, TextFormat
+from elmo_jax.config import Precision, TextFormat, check_trainable
 from elmo_jax.corpus import BUILTIN, Corpus, WordCounts, cached, count_words, sentences
 from elmo_jax.dump import nearest as nearest_in_dump
 from elmo_jax.dump import write_hdf5
-from elmo_jax.elmo import Layers, Mix, StateMode, load
+from elmo_jax.elmo import Layers, StateMode, load
 from elmo_jax.errors import InputError, exit_on_bad_input, needing
 from elmo_jax.files import as_path, check_output
+from elmo_jax.mix import Mix
 from elmo_jax.model import start_state
 from elmo_jax.sources import TextForm, files_of, read_input
 from elmo_jax.streams import LanguageModelStream, prefetch, word_encoder
@@ -51,9 +52,9 @@ def embed(
     batch_size: int | None = None,
     mix_weights: tuple[float, ...] = (),
     mix_gamma: float = 1.0,
-) -> None:
     text_format: TextFormat | None = None,
     text_column: str | None = None,
+) -> None:
     """Writes the vectors of every line of a text in the HDF5 format of bilm-tf and AllenNLP.
 
     Dataset "i" holds line i (from 0): [tokens, 2P], or [L + 1, tokens, 2P] with --layers all. A blank line has no
@@ -75,10 +76,10 @@ def embed(
         batch_size: Rows of sentences read at a time; by default chosen by the length of the text.
         mix_weights: With --layers mix: a number for each layer, word vectors first; a softmax makes them sum to 1.
         mix_gamma: With --layers mix: factor of the sum.
-    """
         text_format: Format of the text; by default what the end of the file's name says, else lines.
         text_column: Field of JSON lines or column of Parquet, "tokens" by default: lists of tokens or text. Number of
             the column of CoNLL, from 1, or name of that of CoNLL-U, FORM by default.
+    """
     files = (options, weights, vocab)
     only_model = model is not None and not any(files)
     check_output(output, *files_of([input], "--input"), *(model_files(model) if only_model else (model, *files)))
@@ -102,9 +103,9 @@ def vocab(
     max_size: int | None = None,
     min_count: int = 1,
     max_characters: int = 50,
-) -> None:
     text_format: TextFormat | None = None,
     text_column: str | None = None,
+) -> None:
     """Counts the words of a text and writes a vocabulary: <S>, </S>, <UNK>, then the words, most frequent first.
 
     Args:
@@ -113,10 +114,10 @@ def vocab(
         max_size: Words to keep at most, the three special ones included.
         min_count: Leave out words that occur less often.
         max_characters: Limit of the model, begin and end of word included, for the report of words that it cuts.
-    """
         text_format: Format of the text; by default what the end of the file's name says, else lines.
         text_column: Field of JSON lines or column of Parquet, "tokens" by default: lists of tokens or text. Number of
             the column of CoNLL, from 1, or name of that of CoNLL-U, FORM by default.
+    """
     if not text:
         raise InputError("which text? Give elmo-jax vocab TEXT... --output FILE")
     if max_size is not None and max_size < 3:
@@ -157,10 +158,10 @@ def tokenize(
         text: Text files or globs, or tfds:DATASET/SPLIT: all that --data.train (or --data.heldout) names.
         vocab: Vocabulary, as --data.vocab; by default counted from the text, as in training.
         cache: Folder to keep them in, as --data.cache; by default elmo_jax/text in $XDG_CACHE_HOME or ~/.cache.
-    """
         text_format: As --data.text_format: by default what the end of the file's name says, else lines.
         text_column: Field of JSON lines or column of Parquet, "tokens" by default: lists of tokens or text. Number of
             the column of CoNLL, from 1, or name of that of CoNLL-U, FORM by default.
+    """
     if not text or text == (BUILTIN,):
         raise InputError("which text? Give elmo-jax tokenize TEXT...: files or tfds:DATASET/SPLIT, not builtin")
     form = TextForm(text_format, text_column)
@@ -188,9 +189,9 @@ def perplexity(
     precision: Precision = "float32",
     batch_size: int = 32,
     window: int = 32,
-) -> None:
     text_format: TextFormat | None = None,
     text_column: str | None = None,
+) -> None:
     """Measures the perplexity of a text, over every token, by the full softmax.
 
     Args:
@@ -204,10 +205,10 @@ def perplexity(
         precision: Inputs of the matrix products.
         batch_size: Rows of sentences, on all devices together.
         window: Positions read at a time.
-    """
         text_format: Format of the text; by default what the end of the file's name says, else lines.
         text_column: Field of JSON lines or column of Parquet, "tokens" by default: lists of tokens or text. Number of
             the column of CoNLL, from 1, or name of that of CoNLL-U, FORM by default.
+    """
     with needing("train"):
         from elmo_jax.evaluation import evaluator
         from elmo_jax.parallel import device_count, replicate
@@ -218,6 +219,7 @@ def perplexity(
     if window < 1:
         raise InputError(f"window is {window}; it must be 1 or more")
     folder = _read_model(model, options, weights, vocab, softmax)
+    check_trainable(folder.model)
     if folder.softmax is None or folder.vocabulary is None:
         raise InputError(f"{model or weights} has no softmax.hdf5 (with its vocab.txt); perplexity needs it")
     text = sentences((input,), "--input", True, "reading", TextForm(text_format, text_column))
@@ -324,7 +326,7 @@ def export(
     folder = run.model if output is None else as_path(output)
     if folder.exists() and any(folder.iterdir()) and not (folder / "options.json").exists():
         raise InputError(f"{folder} holds files but no model; give a new folder, or that of a model to replace")
-    write_folder(folder, model, stand.parameters(len(vocabulary), begun.rows), vocabulary)
+    write_folder(folder, exported(model, stand.parameters(len(vocabulary), begun.rows), vocabulary))
     print(f"wrote the model of step {stand.step:,} to {folder}")
 
 

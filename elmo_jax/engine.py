@@ -99,7 +99,8 @@ class Engine:
         self.layers = functools.cache(self._layers)
         self.start_state = functools.cache(self._start_state)
         if folder.model.input == "characters":
-            self.words = SpelledVectors(folder.model, folder.parameters["words"], devices, keep)
+            read_by = {"vocabulary": folder.vocabulary, "alphabet": folder.alphabet}
+            self.words = SpelledVectors(folder.model, folder.parameters["words"], devices, keep, **read_by)
         else:
             self.words = VocabularyVectors(folder.parameters["words"], folder.vocabulary, devices)
         self._lock = threading.Lock()
@@ -113,7 +114,7 @@ class Engine:
         """`start_state` on the devices."""
         folder = self._folder
         with compilation.keeping(self.keep), computing_on(self.devices):
-            state = start_state(folder.model, folder.parameters, folder.vocabulary, mode, boundaries)
+            state = start_state(folder.model, folder.parameters, folder.vocabulary, mode, boundaries, folder.alphabet)
             return replicate(state, self.devices)
 
     def embed(self, sentences: Iterator[list[str]], request: Request) -> Iterator[np.ndarray]:

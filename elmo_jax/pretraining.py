@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from elmo_jax import parallel, training
 from elmo_jax.checkpoint import Checkpoint, Checkpoints, Written
-from elmo_jax.config import Config, ModelConfig, check, differences, load_config, to_json
+from elmo_jax.config import Config, ModelConfig, check, check_trainable, differences, load_config, to_json
 from elmo_jax.corpus import Corpus, read_corpora
 from elmo_jax.errors import InputError
 from elmo_jax.evaluation import evaluator
@@ -29,7 +29,7 @@ from elmo_jax.modules import init_bilm, init_softmax
 from elmo_jax.softmax_table import table_size
 from elmo_jax.streams import Batch, LanguageModelStream, prefetch, word_encoder
 from elmo_jax.vocabulary import Vocabulary
-from elmo_jax.weights import ModelFolder, read_folder, read_model, write_folder
+from elmo_jax.weights import ModelFolder, exported, read_folder, read_model, write_folder
 from elmo_jax.workdir import Begun, Workdir
 
 # Checkpoints and measurements begin at this step, then come at every doubling until their regular distance is reached.
@@ -190,7 +190,7 @@ class Run:
         """Writes model/; every process calls it."""
         parameters = stand.parameters(len(self.text.vocabulary), self.rows)
         if parallel.is_first_process():
-            write_folder(self.workdir.model, self.config.model, parameters, self.text.vocabulary)
+            write_folder(self.workdir.model, exported(self.config.model, parameters, self.text.vocabulary))
 
 
 class Reports:
@@ -378,6 +378,7 @@ def prepare(arguments: Arguments, resources: contextlib.ExitStack) -> Run:
     begun = workdir.begun()
     config, init = choose_model(arguments, begun)
     check(config)
+    check_trainable(config.model)
     rows = workdir.rows(begun, config, parallel.global_device_count())
     text, heldout = read_corpora(config.data, begun and begun.vocabulary, init and init.vocabulary)
     vocabulary = text.vocabulary
