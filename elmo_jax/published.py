@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import filelock
 from tqdm import tqdm
 
+from elmo_jax.archives import unpacked
 from elmo_jax.errors import InputError, brief, listed, needing
 from elmo_jax.files import unwritable
 from elmo_jax.weights import read_folder
@@ -277,11 +278,12 @@ def _alone(lock: Path, name: str) -> Iterator[None]:
 
 
 def _whole(name: str, model: Published, partial: Path) -> Path:
-    """A folder in `partial` with the model as it is kept."""
+    """A folder in `partial` with the model as it is kept: an archive unpacked, other files as they are."""
+    whole = partial / "whole"
     for last in (False, True):
         partial.mkdir(exist_ok=True)
         files = [_fetch(name, url, partial / file) for url, file in zip(model.urls, model.files, strict=True)]
-        problem = _problem(model, files)
+        problem = _problem(model, files, whole)
         if problem is None:
             break
         shutil.rmtree(partial)
@@ -291,23 +293,34 @@ def _whole(name: str, model: Published, partial: Path) -> Path:
                 f"Nothing of it is kept. {_by_hand(name, model)}"
             )
         print(f"{name} came altered, and is downloaded again: {problem}", file=sys.stderr)
-    whole = partial / "whole"
-    whole.mkdir(exist_ok=True)
-    for file in files:
-        os.replace(file, whole / file.name)
+    if len(files) == 2:
+        whole.mkdir(exist_ok=True)
+        for file in files:
+            os.replace(file, whole / file.name)
     return whole
 
 
-def _problem(model: Published, files: list[Path]) -> str | None:
-    """What is wrong with downloaded files: their known hashes, else names, shapes and values of what they hold."""
+def _problem(model: Published, files: list[Path], whole: Path) -> str | None:
+    """What is wrong with downloaded files: their known hashes, else names, shapes and values of what they hold.
+
+    An archive is unpacked into `whole`.
+    """
     import pooch
 
     for file, known in zip(files, model.hashes, strict=False):
-        found = pooch.file_hash(str(file), known.partition(":")[0])
-        if found != known.partition(":")[2]:
-            return f"the hash of {file.name} is {found}, that of the published file is {known}"
+        algorithm, _, expected = known.partition(":")
+        found = pooch.file_hash(str(file), algorithm)
+        if found != expected:
+            return f"the {algorithm} of {file.name} is {found}, that of the published file {expected}"
     try:
-        read_folder(files[0].parent if len(files) == 2 else files[0])
+        if len(files) == 2:
+            read_folder(files[0].parent)
+            return None
+        if whole.exists():
+            shutil.rmtree(whole)
+        with unpacked(files[0]) as inside:
+            shutil.copytree(inside, whole)
+        read_folder(whole)
     except InputError as error:
         return str(error)
     return None
@@ -316,8 +329,8 @@ def _problem(model: Published, files: list[Path]) -> str | None:
 def _by_hand(name: str, model: Published) -> str:
     """What to do where a download does not work."""
     return (
-        f"Put {' and '.join(model.files)} of it into {_folder(name)} yourself (see {model.source}), or give the "
-        f"environment's {MIRROR} the address of a mirror"
+        f"Put {'what it unpacks to' if len(model.urls) == 1 else ' and '.join(model.files)} into {_folder(name)} "
+        f"yourself (see {model.source}), or give the environment's {MIRROR} the address of a mirror"
     )
 
 
@@ -339,7 +352,7 @@ def _fetch(name: str, url: str, file: Path) -> Path:
     def receive(address: str, target: str, _: object) -> None:
         part = file.with_name(f"{file.name}.part")
         try:
-            _receive(address, part, f"{name}: {file.name}")
+            _receive(address, part, f"{name}: {file.name}", 1 if file.suffix in (".json", ".hdf5") else 2)
         except requests.RequestException as error:
             print(f"{name}: {brief(error)}", file=sys.stderr)
             raise
@@ -361,8 +374,11 @@ def _fetch(name: str, url: str, file: Path) -> Path:
     return file
 
 
-def _receive(address: str, part: Path, label: str) -> None:
-    """Downloads into `part` what it lacks; from the beginning, if the server has changed the file or gives no parts."""
+def _receive(address: str, part: Path, label: str, copies: int) -> None:
+    """Downloads into `part` what it lacks; from the beginning, if the server has changed the file or gives no parts.
+
+    The disk must have room for so many copies of the file.
+    """
     import requests
 
     version = part.with_name(f"{part.name}.version")  # of the file that the server had at first
@@ -391,8 +407,8 @@ def _receive(address: str, part: Path, label: str) -> None:
             if known := answer.headers.get("Last-Modified") if strong.startswith("W/") else strong:
                 version.write_text(known)
         free = shutil.disk_usage(part.parent).free
-        if total is not None and total - done > free:
-            raise _Hopeless(f"{total - done:,} bytes are to come, and the disk has {free:,}; make room")
+        if total is not None and copies * total - done > free:
+            raise _Hopeless(f"it takes {copies * total - done:,} bytes more, and the disk has {free:,}; make room")
         with (
             part.open("ab") as file,
             tqdm(desc=label, total=total, initial=done, unit="B", unit_scale=True, unit_divisor=1000) as bar,

@@ -2,10 +2,14 @@
 
 import contextlib
 import http.server
+import io
 import os
 import re
+import shutil
+import tarfile
 import threading
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,7 +20,7 @@ from conftest import SMALL, random_weights, write_random_model
 
 from elmo_jax import published
 from elmo_jax.errors import InputError
-from elmo_jax.weights import write_arrays
+from elmo_jax.weights import read_folder, write_arrays
 
 OPTIONS, WEIGHTS = (urlsplit(url).path for url in published.MODELS["small"].urls)
 
@@ -203,7 +207,7 @@ def test_known_hashes_are_checked(server, model, tmp_path):
     """The model is a good one, but not the one that was published."""
     for url, name in zip(published.MODELS["german"].urls, model, strict=True):
         server.files[urlsplit(url).path] = model[name]
-    with pytest.raises(InputError, match=r"not the model german: the hash of options.json is \w{40}, .* sha1:04afb8"):
+    with pytest.raises(InputError, match=r"not the model german: the sha1 of options.json is \w{40}, .* 04afb8"):
         published.local("german")
     assert len(server.sent) == 4
 
@@ -232,7 +236,9 @@ def test_without_a_network(server, model, tmp_path, monkeypatch):
 def test_a_disk_that_is_too_small_is_foreseen(server, tmp_path, monkeypatch):
     usage = published.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(published.shutil, "disk_usage", lambda _: usage._replace(free=2000))
-    with pytest.raises(InputError, match=r"weights.hdf5 \([\d,]+ bytes are to come, and the disk has 2,000; make room"):
+    with pytest.raises(
+        InputError, match=r"weights.hdf5 \(it takes [\d,]+ bytes more, and the disk has 2,000"
+    ):
         published.local("small")
     assert len(server.sent) == 2
 
@@ -306,3 +312,48 @@ def test_a_hub_that_is_asked(tmp_path, monkeypatch):
     for wrong in ("hf://", "hf://name", "hf://owner/name/file", "hf://owner/name@"):
         with pytest.raises(InputError, match="is not of the form hf://OWNER/NAME"):
             published.local(wrong)
+
+
+def archive(model, names, kind) -> bytes:
+    """A .zip or .tar.gz file of a model's files, by their names in it."""
+    body = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(body, "w") as file:
+            for name, member in names.items():
+                file.writestr(member, model[name])
+        return body.getvalue()
+    with tarfile.open(fileobj=body, mode="w:gz") as file:
+        for name, member in names.items():
+            info = tarfile.TarInfo(member)
+            info.size = len(model[name])
+            file.addfile(info, io.BytesIO(model[name]))
+    return body.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "kind"),
+    [
+        ("nlpl-217", {"options.json": "options.json", "weights.hdf5": "model.hdf5"}, "zip"),
+        (
+            "slovenian",
+            {"options.json": "slovenian/options.json", "weights.hdf5": "slovenian/slovenian-elmo-weights.hdf5"},
+            "tar",
+        ),
+    ],
+)
+def test_archives_are_kept_unpacked(server, model, tmp_path, name, names, kind):
+    (url,) = published.MODELS[name].urls
+    whole = archive(model, names, kind)
+    server.files = {urlsplit(url).path: whole}
+    folder = published.local(name)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        Path(member).name: model[file] for file, member in names.items()
+    }
+    assert left(tmp_path) == {name, f".{name}.lock"}
+    assert read_folder(folder).model == SMALL
+    shutil.rmtree(folder)
+    server.files = {urlsplit(url).path: whole[:-100]}
+    with pytest.raises(InputError, match=r"brought, twice, is not the model .* Put what it unpacks to into"):
+        published.local(name)
+    assert len(server.sent) == 3
+    assert left(tmp_path) == {f".{name}.lock"}
