@@ -1,4 +1,4 @@
-"""The commands `elmo-jax train | embed | vocab | tokenize | perplexity | nearest | convert | export`."""
+"""The commands: `elmo-jax train | embed | models | download | vocab | tokenize | perplexity | nearest | ...`."""
 
 import functools
 import itertools
@@ -20,6 +20,8 @@ from elmo_jax.errors import InputError, exit_on_bad_input, needing
 from elmo_jax.files import as_path, check_output
 from elmo_jax.mix import Mix
 from elmo_jax.model import start_state
+from elmo_jax.published import MODELS, here, local
+from elmo_jax.published import download as download_model
 from elmo_jax.sources import TextForm, files_of, read_input
 from elmo_jax.streams import LanguageModelStream, prefetch, word_encoder
 from elmo_jax.vocabulary import Vocabulary
@@ -64,7 +66,8 @@ def embed(
         input: Text file or glob, UTF-8, plain or .gz, .bz2, .xz, .zst: a sentence a line, tokens separated by spaces;
             or .jsonl, .conllu, .conll, .parquet; or tfds:DATASET/SPLIT; "-" reads standard input.
         output: HDF5 file to write; it appears only when it is whole.
-        model: Model folder (options.json, weights.hdf5, perhaps vocab.txt) or training workdir.
+        model: Name of a published model (`elmo-jax models` lists them), model folder (options.json, weights.hdf5, perhaps
+            vocab.txt) or training workdir.
         options: In place of --model: the model's options.json, with --weights.
         weights: In place of --model: the model's weights.hdf5, with --options.
         vocab: With --options and --weights: vocabulary, for models without characters.
@@ -82,6 +85,8 @@ def embed(
     """
     files = (options, weights, vocab)
     only_model = model is not None and not any(files)
+    if only_model:
+        model = local(model)
     check_output(output, *files_of([input], "--input"), *(model_files(model) if only_model else (model, *files)))
     if model is None and (options is None or weights is None):
         raise InputError("which model? Give --model FOLDER, or --options FILE and --weights FILE")
@@ -95,6 +100,31 @@ def embed(
     )
     write_hdf5(output, written, tqdm(vectors, "embedding", unit=" sentences"))
     print(f"wrote {output}")
+
+
+def models() -> None:
+    """Lists the published models that --model, --init and elmo_jax.load take by name: size, licence, what it is.
+
+    A star stands before those that have been downloaded.
+    """
+    width = max(map(len, MODELS))
+    for name, model in MODELS.items():
+        size = "" if model.size is None else f"{model.size / 1e6:,.0f} MB"
+        print(f"{'*' if here(name) else ' '} {name:{width}} {size:>8}  {model.licence:15} {model.what}")
+
+
+def download(name: tyro.conf.Positional[str]) -> None:
+    """Downloads a published model into the user's cache, where loading it finds it, and prints its folder.
+
+    The cache is elmo_jax/models in $XDG_CACHE_HOME or ~/.cache. With ELMO_JAX_MODELS=https://MIRROR in the environment
+    the files come from there, under the paths that they have where they were published. A download that was cut goes on
+    where it stopped.
+
+    Args:
+        name: One of those that `elmo-jax models` lists, or hf://OWNER/NAME[@REVISION] for a repository of the Hugging
+            Face Hub, which is kept in the Hub's own cache.
+    """
+    print(download_model(name))
 
 
 def vocab(
@@ -196,7 +226,8 @@ def perplexity(
 
     Args:
         input: Text as for embed, or "builtin" for the held-out tenth of the built-in text.
-        model: Model folder with vocab.txt and softmax.hdf5, or training workdir.
+        model: Model folder with vocab.txt and softmax.hdf5, or training workdir; also what --model of embed takes, if it
+            has them.
         options: In place of --model: the model's options.json, with --weights, --vocab and --softmax.
         weights: In place of --model: the model's weights.hdf5.
         vocab: In place of --model: the model's vocabulary.
@@ -243,7 +274,7 @@ def _read_model(model: str | None, *files: str | None) -> ModelFolder:
     """A model with its softmax, from a folder or from its files (options, weights, vocab, softmax)."""
     options, weights, *others = (None if file is None else as_path(file) for file in files)
     if model is not None and not any(files):
-        return read_folder(as_path(model), with_softmax=True)
+        return read_folder(local(model), with_softmax=True)
     if model is None and options is not None and weights is not None:
         return read_model(options, weights, *others)
     raise InputError("give --model, or --options and --weights with --vocab and --softmax")
@@ -333,6 +364,8 @@ def export(
 COMMANDS = {
     "train": train,
     "embed": embed,
+    "models": models,
+    "download": download,
     "vocab": vocab,
     "tokenize": tokenize,
     "perplexity": perplexity,
