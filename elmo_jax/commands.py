@@ -66,8 +66,8 @@ def embed(
         input: Text file or glob, UTF-8, plain or .gz, .bz2, .xz, .zst: a sentence a line, tokens separated by spaces;
             or .jsonl, .conllu, .conll, .parquet; or tfds:DATASET/SPLIT; "-" reads standard input.
         output: HDF5 file to write; it appears only when it is whole.
-        model: Name of a published model (`elmo-jax models` lists them), model folder (options.json, weights.hdf5, perhaps
-            vocab.txt) or training workdir.
+        model: Name of a published model (`elmo-jax models` lists them), model folder (options.json, weights.hdf5,
+            perhaps vocab.txt) or training workdir.
         options: In place of --model: the model's options.json, with --weights.
         weights: In place of --model: the model's weights.hdf5, with --options.
         vocab: With --options and --weights: vocabulary, for models without characters.
@@ -226,8 +226,7 @@ def perplexity(
 
     Args:
         input: Text as for embed, or "builtin" for the held-out tenth of the built-in text.
-        model: Model folder with vocab.txt and softmax.hdf5, or training workdir; also what --model of embed takes, if it
-            has them.
+        model: Model as for embed that has a vocab.txt and a softmax.hdf5, as those of training runs do.
         options: In place of --model: the model's options.json, with --weights, --vocab and --softmax.
         weights: In place of --model: the model's weights.hdf5.
         vocab: In place of --model: the model's vocabulary.

@@ -52,8 +52,8 @@ class Arguments:
     distributed: parallel.DistributedConfig
     init: tuple[str, ...] = ()
     """Model to start from instead of random weights: the name of a published one, a model folder or workdir, or the two
-    files options.json and weights.hdf5. The model is then that one; so is the vocabulary, unless data.vocab is given, and with the same
-    vocabulary the softmax."""
+    files options.json and weights.hdf5. The model is then that one; so is the vocabulary, unless data.vocab is given,
+    and with the same vocabulary the softmax."""
 
 
 def parse(argv: list[str]) -> Arguments:
@@ -427,7 +427,7 @@ def choose_model(arguments: Arguments, begun: Begun | None) -> tuple[Config, Mod
     if not (arguments.init or (begun and begun.text.get("init"))):
         return config, None
     if len(arguments.init) > 2:
-        raise InputError(f"--init has {len(arguments.init)} paths; give a name or folder, or options.json and weights.hdf5")
+        raise InputError(f"--init has {len(arguments.init)} paths; give a name, a folder, or the two files")
     if begun is None:
         one = len(arguments.init) == 1
         init = read_folder(local(*arguments.init), with_softmax=True) if one else read_model(*arguments.init)
