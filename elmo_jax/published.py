@@ -205,29 +205,20 @@ MODELS = {
 def local(source: str | os.PathLike) -> str | os.PathLike:
     """The path of a model: that of its copy, made if there is none yet, where a name is given; else what is given.
 
-    A name is that of a published model (small or capital letters) or hf://OWNER/NAME[@REVISION]. A word that is neither
-    a name nor a path is refused here, other paths where they are read.
+    A name is what `download` takes. A word that is neither a name nor a path is refused here, other paths where they
+    are read.
     """
-    if not isinstance(source, str):
+    if not isinstance(source, str) or not source:
         return source
-    if source.startswith(HUB):
-        return _from_hub(source)
-    name = source.casefold()
-    if name not in MODELS:
-        if "/" in source or os.sep in source or not source or os.path.lexists(source):
-            return source
-        close = difflib.get_close_matches(name, MODELS, 5) or [known for known in MODELS if name in known]
-        raise InputError(
-            f"there is no folder {brief(source)} here, and no published model of this name; "
-            + (f"near it are {listed(close, ', ')}; " if close else "")
-            + "give a path, or a name of those that elmo-jax models lists"
-        )
-    if os.path.lexists(source):
+    named = source.startswith(HUB) or source.casefold() in MODELS
+    if not named and ("/" in source or os.sep in source or os.path.lexists(source)):
+        return source
+    if named and os.path.lexists(source):
         raise InputError(
             f"{source} is a published model, and a file or folder here; give ./{source} for what is here, or "
-            f"{_folder(name)} for the published one (elmo-jax download {name} puts it there)"
+            f"{_folder(source.casefold())} for the published one (elmo-jax download {source} puts it there)"
         )
-    return download(name)
+    return download(source)
 
 
 def _folder(name: str) -> Path:
@@ -240,12 +231,18 @@ def here(name: str) -> bool:
     return _folder(name).is_dir()
 
 
-def download(name: str) -> Path:
+def download(name: str) -> str | os.PathLike:
     """The folder of a published model: from the network, checked, the first time; then without the network.
 
-    It appears when it is whole. What a download that was cut has brought is kept for the next attempt; what cannot be
-    read as a model is thrown away and downloaded once more. Processes that want the same model wait for the first.
+    The name may have small or capital letters; hf://OWNER/NAME[@REVISION] is a repository of the Hugging Face Hub. The
+    folder appears when it is whole. What a download that was cut has brought is kept for the next attempt; what cannot
+    be read as a model is thrown away and downloaded once more. Processes that want the same model wait for the first.
     """
+    if name.startswith(HUB):
+        return _from_hub(name)
+    if name.casefold() not in MODELS:
+        raise _unknown(name)
+    name = name.casefold()
     folder, model = _folder(name), MODELS[name]
     if folder.is_dir():
         return folder
@@ -260,6 +257,16 @@ def download(name: str) -> Path:
     except OSError as error:
         raise unwritable(folder, error) from None
     return folder
+
+
+def _unknown(name: str) -> InputError:
+    wanted = name.casefold()
+    close = difflib.get_close_matches(wanted, MODELS, 5) or [known for known in MODELS if wanted in known]
+    return InputError(
+        f"there is no folder {brief(name)} here, and no published model of this name; "
+        + (f"near it are {listed(close, ', ')}; " if close else "")
+        + "give a path, or a name of those that elmo-jax models lists"
+    )
 
 
 @contextlib.contextmanager

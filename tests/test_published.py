@@ -236,9 +236,7 @@ def test_without_a_network(server, model, tmp_path, monkeypatch):
 def test_a_disk_that_is_too_small_is_foreseen(server, tmp_path, monkeypatch):
     usage = published.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(published.shutil, "disk_usage", lambda _: usage._replace(free=2000))
-    with pytest.raises(
-        InputError, match=r"weights.hdf5 \(it takes [\d,]+ bytes more, and the disk has 2,000"
-    ):
+    with pytest.raises(InputError, match=r"weights.hdf5 \(it takes [\d,]+ bytes more, and the disk has 2,000"):
         published.local("small")
     assert len(server.sent) == 2
 
