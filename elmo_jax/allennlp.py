@@ -38,13 +38,14 @@ def read_allennlp(folder: Path, options: Path | None = None) -> Trained:
     """
     found: dict[str, set] = {"options_file": set(), "do_layer_norm": set()}
     _settings(read_json(folder / "config.json"), found)
+    known = _options(folder, found["options_file"], options)
     with open_torch(folder / "weights.th") as weights:
         prefixes = [name.removesuffix(CHARACTERS) for name in weights if name.endswith(CHARACTERS)]
         if len(prefixes) != 1:
             places = f": {listed([brief(prefix, 80) for prefix in prefixes], ', ')}" if prefixes else ""
             raise InputError(f"it holds {len(prefixes)} ELMo models{places}; one is expected")
         elmo = _Tensors(weights, prefixes[0])
-        model = _model(elmo, _options(folder, found["options_file"], options))
+        model = _model(elmo, known)
         arrays = dict(_arrays(elmo, model))
         if unknown := elmo.unread(f"{WORDS}", f"{LSTM}"):
             raise InputError(f"its ELMo has more than ELMo has: {listed([brief(name, 80) for name in unknown], ', ')}")

@@ -39,9 +39,13 @@ class Mix(NamedTuple):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes such a file."""
-        values = {"weights": [float(weight) for weight in self.weights], "gamma": float(self.gamma)}
         with writing(path) as partial:
-            partial.write_text(json.dumps(values | {"layer_norm": bool(self.layer_norm)}) + "\n", encoding="utf-8")
+            partial.write_bytes(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of such a file."""
+        values = {"weights": [float(weight) for weight in self.weights], "gamma": float(self.gamma)}
+        return f"{json.dumps(values | {'layer_norm': bool(self.layer_norm)})}\n".encode()
 
 
 def _is_number(value: Any) -> bool:

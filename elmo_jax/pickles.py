@@ -15,6 +15,7 @@ import numpy as np
 
 from elmo_jax.errors import InputError, brief
 from elmo_jax.files import reading
+from elmo_jax.hdf5 import finite_floats
 
 # Operations of a pickle that are read; a model's takes some 40 for each tensor.
 MOST_OPERATIONS = 1_000_000
@@ -249,11 +250,7 @@ class TorchFile(Mapping):
         stored = self._stored(storage, kind)
         numbers = np.frombuffer(stored, kind)
         view = np.lib.stride_tricks.as_strided(numbers[offset:], shape, [stride * kind.itemsize for stride in strides])
-        with np.errstate(over="ignore"):
-            array = np.array(view, np.float32, order="C")
-        if not np.isfinite(array).all():
-            raise InputError(f"{brief(name, 80)} has values that are not finite (NaN or infinite)")
-        return array
+        return finite_floats(name, np.array(view, order="C"))
 
     def _stored(self, storage: Storage, kind: np.dtype) -> bytes:
         """The bytes of a storage, as many as its numbers take."""

@@ -315,7 +315,12 @@ def _read_unpacked(folder: Path, with_softmax: bool, options: str | os.PathLike 
     return read._replace(mixes=mixes)
 
 
-def write_folder(path: Path, model: ModelFolder, container: Container = "hdf5") -> None:
+def write_folder(path: Path, model: ModelConfig, parameters: dict[str, Any], vocabulary: Vocabulary) -> None:
+    """Exports {"bilm", "softmax"} parameters as a model folder."""
+    write_model(path, ModelFolder(model, parameters["bilm"], vocabulary, parameters["softmax"]))
+
+
+def write_model(path: Path, model: ModelFolder, container: Container = "hdf5") -> None:
     """Writes a model folder; with HDF5 files, bilm-tf and AllenNLP read it as it is.
 
     The files appear together, when all are written.
