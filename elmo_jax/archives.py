@@ -21,7 +21,7 @@ from elmo_jax.files import reading
 
 # Members, and how many times its own size an archive may unpack to; weights are hardly compressed at all. What is
 # small either way is not measured.
-MOST_MEMBERS, MOST_EXPANSION, SMALL = 10_000, 1000, 1 << 20
+MOST_MEMBERS, MOST_EXPANSION, SMALL = 10_000, 100, 1 << 20
 # Bytes of a header in a tar file; a long name takes hundreds.
 LONGEST_HEADER = 1 << 14
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -127,7 +127,7 @@ def _unpack_tar(file: BinaryIO, folder: Path, room: _Room, bar: tqdm) -> None:
 def unpacked(path: Path) -> Iterator[Path]:
     """A temporary folder with what is in a .zip or .tar.gz file; where all is in one folder, that one.
 
-    Refused are names that lead elsewhere, links, whatever is no file, and what unpacks to more than a thousand times
+    Refused are names that lead elsewhere, links, whatever is no file, and what unpacks to more than a hundred times
     its size or than the disk has room for. Errors of the body that name the folder name the archive instead.
     """
     with tempfile.TemporaryDirectory() as temporary, reading(path) as local, local.open("rb") as file:

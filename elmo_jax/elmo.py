@@ -40,7 +40,9 @@ def load(
     """Loads a model: `load("original")`, `load(folder)`, or `load("options.json", "weights.hdf5")`.
 
     A name is that of a published model (`elmo-jax models` lists them), which is downloaded into the user's cache if it
-    is not there, or hf://OWNER/NAME[@REVISION]. A folder may be that of a training run.
+    is not there, or hf://OWNER/NAME[@REVISION]. A folder may be that of a training run or of ELMoForManyLangs. In its
+    place may be an archive: a .zip of NLPL, or a .tar.gz of AllenNLP, whose learned mixes of layers are then in
+    `mixes`; if it tells nothing of ELMo's options, load(ARCHIVE, options=OPTIONS).
 
     Models without characters need a `vocab`, which a folder holds. Programs that the model compiles are kept for the
     next process in ~/.cache/elmo_jax, or where JAX has been told to keep all programs; without `compilation_cache`
@@ -52,11 +54,11 @@ def load(
     check_process()
     chosen = chosen_devices(devices)
     given = {"model": model, "options": options, "weights": weights, "vocab": vocab}
-    if model is not None and weights is options is vocab is None:
+    if model is not None and weights is vocab is None:
         given["model"] = local(model)
     paths = {name: _absolute(name, path) for name, path in given.items() if path is not None}
-    if paths.keys() == {"model"}:
-        folder = read_folder(paths["model"])
+    if "model" in paths and paths.keys() <= {"model", "options"}:
+        folder = read_folder(paths["model"], options=paths.get("options"))
     elif paths.keys() - {"vocab"} in ({"model", "weights"}, {"options", "weights"}):
         folder = read_model(paths.get("model") or paths["options"], paths["weights"], paths.get("vocab"))
     else:
@@ -97,6 +99,7 @@ class Elmo:
     ):
         self.model: ModelConfig = folder.model
         self.vocabulary: Vocabulary | None = folder.vocabulary
+        self.mixes: tuple[Mix, ...] = folder.mixes
         self._source, self._compilation_cache = dict(source), compilation_cache
         self._folder, self._devices = folder, devices
         self._engine = Engine(folder, compilation_cache, chosen_devices(devices))
@@ -105,6 +108,11 @@ class Elmo:
     def dim(self) -> int:
         """Width of a vector, 2P: both directions."""
         return 2 * self.model.projection_dim
+
+    @property
+    def mix(self) -> Mix | None:
+        """The mix that was learned with the model, if there is just one."""
+        return self.mixes[0] if len(self.mixes) == 1 else None
 
     def __repr__(self) -> str:
         source = ", ".join(f"{name}={path!r}" for name, path in self._source.items())
@@ -157,7 +165,7 @@ class Elmo:
     ) -> Iterator[Vectors]:
         """Vectors of each sentence of a stream, in order, in constant memory.
 
-        layers      "average" of all layers, "top", "all", or "mix": the scalar mix given as `mix`
+        layers      "average" of all layers, "top", "all", or "mix": the scalar mix given as `mix`, or that of the model
         state       the LSTM state at the beginning of a sentence: "warm" (a fixed state of the model), "zero", or
                     "carry" (what the row's sentence before left: bilm-tf's stateful behaviour, zero at first)
         precision   of the LSTMs' products: "float32", "high" (between them, faster on TPU and GPU) or "bfloat16", all
@@ -196,8 +204,11 @@ class Elmo:
         _check("pool", pool, pool is None or (isinstance(pool, str) and pool in get_args(Pool)), accepted)
         if pool is not None and boundaries:
             raise InputError(f"pool={pool!r} is of the tokens alone; it and boundaries=True exclude each other")
-        if (mix is not None) != (layers == "mix"):
+        if mix is not None and layers != "mix":
             raise InputError('layers="mix" and mix=Mix(weights, gamma, layer_norm) go together')
+        if layers == "mix" and mix is None and (mix := self.mix) is None:
+            has = f"has {len(self.mixes)}: give mix=elmo.mixes[0], say" if self.mixes else "has none of its own"
+            raise InputError(f'layers="mix" and mix=Mix(weights, gamma, layer_norm) go together; the model {has}')
         mix = mix if mix is None or isinstance(mix, Mix) else Mix(mix)
         weights, layer_norm = self._layer_weights(layers, mix), mix is not None and bool(mix.layer_norm)
         return Request(state, precision, bool(boundaries), batch_size and int(batch_size), weights, layer_norm, pool)

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from elmo_jax.errors import InputError, brief
 from elmo_jax.files import read_json, writing
 
+LARGEST = float(np.finfo(np.float32).max)
+
 
 class Mix(NamedTuple):
     """A scalar mix, γ · Σ softmax(weights)_l · h_l.
@@ -51,6 +53,6 @@ class Mix(NamedTuple):
 def _is_number(value: Any) -> bool:
     """Whether a value out of JSON is a number that is finite in float32."""
     try:
-        return type(value) in (int, float) and bool(math.isfinite(value)) and abs(value) <= np.finfo(np.float32).max
+        return type(value) in (int, float) and bool(math.isfinite(value)) and abs(value) <= LARGEST
     except OverflowError:
         return False

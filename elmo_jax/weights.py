@@ -33,8 +33,8 @@ CHECKSUM = "crc32"
 Container = Literal["hdf5", "safetensors"]
 WEIGHTS = ("weights.hdf5", "weights.safetensors", "model.hdf5", "model.safetensors")
 SOFTMAX = ("softmax.hdf5", "softmax.safetensors")
-# What the folders of other families have: AllenNLP's.
-FAMILIES = ("weights.th",)
+# What the folders of other families have: AllenNLP's, ELMoForManyLangs'.
+FAMILIES = ("weights.th", "encoder.pkl")
 
 
 def weight_names(model: ModelConfig) -> Names:
@@ -288,7 +288,7 @@ def read_model(
 def read_folder(
     path: str | os.PathLike, with_softmax: bool = False, options: str | os.PathLike | None = None
 ) -> ModelFolder:
-    """Reads a model folder, the model of a training workdir, or an archive.
+    """Reads a model folder, the model of a training workdir, a folder of ELMoForManyLangs, or an archive.
 
     `options` is an options.json for an archive of AllenNLP that has none.
     """
@@ -300,12 +300,17 @@ def read_folder(
 
 
 def _read_unpacked(folder: Path, with_softmax: bool, options: str | os.PathLike | None) -> ModelFolder:
-    if _family(folder) == "weights.th":
+    family = _family(folder)
+    if family == "weights.th":
         trained = read_allennlp(folder, None if options is None else as_path(options))
         parameters = as_parameters(trained.model, trained.arrays)
         return ModelFolder(trained.model, parameters, None, None, mixes=trained.mixes)
     if options is not None:
         raise InputError(f"{os.fspath(options)} is one options.json too many: the model has its own")
+    if family == "encoder.pkl":
+        from elmo_jax.manylangs import read_manylangs  # it builds on this module
+
+        return read_manylangs(folder)
     files = model_files(folder)
     read = read_model(*files[: 4 if with_softmax else 3])
     mixes = tuple(map(Mix.load, sorted(files[0].parent.glob("mix*.json"))))
