@@ -1,13 +1,15 @@
-"""Tensors out of PyTorch's files, without PyTorch: a pickle is read as data, nothing that it names is ever run."""
+"""Tensors out of PyTorch's files and into them, without PyTorch: of a pickle nothing that it names is ever run."""
 
 import contextlib
 import io
 import math
 import mmap
 import os
+import pickle
 import pickletools
 import zipfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
@@ -276,3 +278,32 @@ def open_torch(path: str | os.PathLike) -> Iterator[TorchFile]:
             raise InputError(f"{os.fspath(path)}: {error}") from None
         except Exception as error:  # of damaged files zipfile and pickletools raise nearly everything
             raise InputError(f"{os.fspath(path)} is not a whole file of PyTorch ({brief(error)})") from error
+
+
+def _plain(value: object) -> bytes:
+    """Opcodes that push a number, a text or a tuple of them."""
+    return pickletools.optimize(pickle.dumps(value, 2)).removeprefix(b"\x80\x02").removesuffix(b".")
+
+
+def write_torch(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays as float32 in the state_dict that PyTorch saved before 1.6, which every version reads."""
+    empty = b"ccollections\nOrderedDict\n)R"
+    state = [b"\x80\x02", empty, b"("]
+    for number, (name, array) in enumerate(arrays.items()):
+        strides = tuple(math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim))
+        storage = (
+            _plain("storage") + b"ctorch\nFloatStorage\n" + b"".join(map(_plain, (str(number), "cpu", array.size)))
+        )
+        view = b"".join(map(_plain, (0, array.shape, strides, False)))
+        tensor = b"ctorch._utils\n_rebuild_tensor_v2\n((" + storage + b"NtQ" + view + empty + b"tR"
+        state += [_plain(name), tensor]
+    system = {"protocol_version": PROTOCOL, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+    keys = [str(number) for number in range(len(arrays))]
+    with path.open("wb") as file:
+        for value in (MAGIC, PROTOCOL, system):
+            file.write(pickle.dumps(value, 2))
+        file.write(b"".join([*state, b"u."]))
+        file.write(pickle.dumps(keys, 2))
+        for array in arrays.values():
+            file.write(array.size.to_bytes(8, "little"))
+            file.write(np.ascontiguousarray(array, "<f4"))

@@ -107,6 +107,12 @@ class Alphabet:
         return len(self.characters)
 
     @classmethod
+    def of(cls, letters: Sequence[str]) -> "Alphabet":
+        """The alphabet of these characters, in their order."""
+        first = [UNKNOWN, *letters[:255]]
+        return cls([*first, *[""] * (256 - len(first)), *MARKS, *letters[255:]])
+
+    @classmethod
     def load(cls, path: Path) -> "Alphabet":
         """Reads characters.txt."""
         return cls([_character(line.strip()) for line in _lines(path, "the alphabet")], str(path))
