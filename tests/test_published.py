@@ -3,22 +3,29 @@
 import contextlib
 import http.server
 import io
+import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 import threading
 import time
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import h5py
 import numpy as np
 import pytest
-from conftest import SMALL, random_weights, write_random_model
+from conftest import ROOT, SMALL, fails, random_weights, script_environment, write_random_model
 
-from elmo_jax import published
+import elmo_jax
+from elmo_jax import pretraining, published
+from elmo_jax.__main__ import main
 from elmo_jax.errors import InputError
 from elmo_jax.weights import read_folder, write_arrays
 
@@ -355,3 +362,136 @@ def test_archives_are_kept_unpacked(server, model, tmp_path, name, names, kind):
         published.local(name)
     assert len(server.sent) == 3
     assert left(tmp_path) == {f".{name}.lock"}
+
+
+def test_the_commands(server, model, tmp_path, capsys):
+    """As a new user would: what is there, get one, embed with it; the model is not downloaded again."""
+    main(["models"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(published.MODELS)
+    assert re.fullmatch(r"  small +54 MB  no restrictions +English, 1B Word.*", lines[0])
+    (tmp_path / "small").mkdir()  # does not matter here
+    main(["download", "small"])
+    assert Path(capsys.readouterr().out.strip()) == tmp_path / "cache" / "elmo_jax" / "models" / "small"
+    (tmp_path / "small").rmdir()
+    main(["models"])
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("*")] == ["small"]
+    (tmp_path / "text").write_text("it rained\n")
+    main(["embed", "--model", "Small", "--input", "text", "--output", "vectors.hdf5"])
+    with h5py.File("vectors.hdf5") as file:
+        assert (file["0"][()] == elmo_jax.load("small").embed(["it rained"])[0]).all()
+    assert len(server.sent) == 2
+    fails(main, ["download", "smal"], "no published model of this name; near it are small", capsys)
+    fails(main, ["embed", "--model", "orignal", "--input", "text", "--output", "v"], "near it are original", capsys)
+    fails(main, ["perplexity", "--model", "small", "--input", "text"], "has no softmax", capsys)
+
+
+def test_training_begins_from_a_model_by_name(server, model, tmp_path):
+    command = ["tiny", "--workdir", "run", "--data.train", "text", "--init"]
+    config, init = pretraining.choose_model(pretraining.parse([*command, "small"]), None)
+    assert config.model == init.model == SMALL
+    assert (init.parameters["words"]["embedding"] == random_weights(SMALL)["char_embed"]).all()
+    with pytest.raises(InputError, match="no published model of this name; near it are small"):
+        pretraining.choose_model(pretraining.parse([*command, "smal"]), None)
+
+
+DOWNLOAD = """
+import time
+from elmo_jax import pretraining, published
+time.sleep = lambda _: None
+published.PIECE = 1000
+print(published.local("small"))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_and_one_that_waits_for_it(server, model, tmp_path):
+    """The lock of a dead process does not hold, and what it had downloaded is not downloaded again."""
+    began, killed, answer = threading.Event(), threading.Event(), server.answer
+
+    def answered(request):
+        first = request.path == WEIGHTS and not began.is_set()
+        server.cuts = [30_000] if first else []
+        answer(request)
+        if first:
+            began.set()
+            killed.wait(60)  # the connection stays open
+
+    server.answer = answered
+    command = [sys.executable, "-c", DOWNLOAD]
+    environment = script_environment() | {"PYTHONPATH": str(ROOT)}
+    run = lambda: subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment)
+    first = run()
+    assert began.wait(60)
+    second = run()
+    assert "by another process" in second.stderr.readline()
+    part = tmp_path / "cache" / "elmo_jax" / "models" / ".small.partial" / "weights.hdf5.part"
+    while part.stat().st_size < 20_000:
+        threading.Event().wait(0.01)
+    first.kill()
+    first.communicate()
+    killed.set()
+    shown = second.communicate(timeout=60)[1]
+    assert second.returncode == 0, shown
+    ((path, asked),) = server.sent[2:]
+    assert path == WEIGHTS
+    assert int(asked.removeprefix("bytes=").rstrip("-")) >= 20_000
+    assert kept(tmp_path) == model
+
+
+@pytest.mark.slow
+def test_the_hub_itself(server, model, tmp_path):
+    """Its library against a server that answers as the Hub does, then without one, from its cache; then refused."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    files = {**model, "pytorch_model.bin": b"not wanted"}
+    info = {"id": "owner/name", "sha": commit, "siblings": [{"rfilename": name} for name in files]}
+    tree = [{"type": "file", "path": name, "size": len(files[name]), "oid": name} for name in files]
+    answers = {
+        "/api/models/owner/name/revision/v1": json.dumps(info).encode(),
+        f"/api/models/owner/name/tree/{commit}": json.dumps(tree).encode(),
+    } | {f"/owner/name/resolve/{commit}/{name}": content for name, content in files.items()}
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            server.sent.append(self.path)
+            body = answers.get(urlsplit(self.path).path)
+            self.send_response(404 if body is None else 200)
+            for header, value in {
+                "ETag": f'"{zlib.crc32(body or b"")}"',
+                "X-Repo-Commit": commit,
+                "X-Error-Code": "RepoNotFound",
+                "Content-Type": "application/json",
+                "Content-Length": str(len(body or b"")),
+            }.items():
+                self.send_header(header, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body or b"")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    server.server.RequestHandlerClass = Hub
+    environment = script_environment() | {
+        "PYTHONPATH": str(ROOT),
+        "HF_ENDPOINT": server.address,
+        "HF_HOME": str(tmp_path / "hub"),
+    }
+
+    def asked(name, **variables):
+        server.sent.clear()
+        command = [sys.executable, "-m", "elmo_jax", "download", name]
+        return subprocess.run(command, env=environment | variables, capture_output=True, text=True)
+
+    for variables in ({}, {"HF_HUB_OFFLINE": "1"}):
+        done = asked("hf://owner/name@v1", **variables)
+        assert done.returncode == 0, done.stderr
+        folder = Path(done.stdout.strip())
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == model
+        assert bool(server.sent) == (not variables)
+    refused = asked("hf://owner/other")
+    assert refused.returncode == 2
+    assert "cannot get hf://owner/other from the Hugging Face Hub (" in refused.stderr
+    assert "Traceback" not in refused.stderr
