@@ -372,8 +372,12 @@ class Table:
         with self.opened() as file:
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
             first = next((n for n, end in enumerate(itertools.accumulate(sizes)) if end > offset), len(sizes))
-            batches = file.iter_batches(RECORDS, list(range(first, len(sizes))), [self.column])
-            rows = (row for batch in batches for row in batch.column(self.column).to_pylist())
+            rows = (
+                row
+                for group in range(first, len(sizes))  # lists of dictionary words cannot be read across groups
+                for batch in file.iter_batches(RECORDS, [group], [self.column])
+                for row in batch.column(self.column).to_pylist()
+            )
             yield itertools.islice(rows, offset - sum(sizes[:first]), None), lambda offset: offset
 
     def parse(self, rows: Iterable[Any], line: int) -> Iterator[list[str]]:
