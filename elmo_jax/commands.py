@@ -356,7 +356,7 @@ def export(
     folder = run.model if output is None else as_path(output)
     if folder.exists() and any(folder.iterdir()) and not (folder / "options.json").exists():
         raise InputError(f"{folder} holds files but no model; give a new folder, or that of a model to replace")
-    write_folder(folder, exported(model, stand.parameters(len(vocabulary), begun.rows), vocabulary))
+    write_folder(folder, model, stand.parameters(len(vocabulary), begun.rows), vocabulary)
     print(f"wrote the model of step {stand.step:,} to {folder}")
 
 

@@ -30,7 +30,7 @@ from elmo_jax.published import local
 from elmo_jax.softmax_table import table_size
 from elmo_jax.streams import Batch, LanguageModelStream, prefetch, word_encoder
 from elmo_jax.vocabulary import Vocabulary
-from elmo_jax.weights import ModelFolder, exported, read_folder, read_model, write_folder
+from elmo_jax.weights import ModelFolder, read_folder, read_model, write_folder
 from elmo_jax.workdir import Begun, Workdir
 
 # Checkpoints and measurements begin at this step, then come at every doubling until their regular distance is reached.
@@ -191,7 +191,7 @@ class Run:
         """Writes model/; every process calls it."""
         parameters = stand.parameters(len(self.text.vocabulary), self.rows)
         if parallel.is_first_process():
-            write_folder(self.workdir.model, exported(self.config.model, parameters, self.text.vocabulary))
+            write_folder(self.workdir.model, self.config.model, parameters, self.text.vocabulary)
 
 
 class Reports:
