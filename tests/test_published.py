@@ -21,7 +21,16 @@ from urllib.parse import urlsplit
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL, fails, random_weights, script_environment, write_random_model
+from conftest import (
+    ROOT,
+    SMALL,
+    TOLERANCE,
+    fails,
+    random_weights,
+    relative_error,
+    script_environment,
+    write_random_model,
+)
 
 import elmo_jax
 from elmo_jax import pretraining, published
@@ -362,6 +371,22 @@ def test_archives_are_kept_unpacked(server, model, tmp_path, name, names, kind):
         published.local(name)
     assert len(server.sent) == 3
     assert left(tmp_path) == {f".{name}.lock"}
+
+
+def test_elmo_for_many_languages(server, tmp_path):
+    """As its zips are: one folder with the files of its own software, here with random weights."""
+    golden = ROOT / "tests" / "data" / "manylangs" / "words_and_characters"
+    names = [path.name for path in golden.iterdir() if path.suffix != ".npz"]
+    files = {name: (golden / name).read_bytes() for name in names}
+    (url,) = published.MODELS["manylangs-norwegian-bokmal"].urls
+    server.files = {urlsplit(url).path: archive(files, {name: name for name in names}, "zip")}
+    sentences = json.loads((golden.parent / "sentences.json").read_text())[:3]
+    found = elmo_jax.load("manylangs-norwegian-bokmal").embed(sentences, layers="all", state="zero")
+    with np.load(golden / "vectors.npz") as expected:
+        for number, vectors in enumerate(found):
+            assert relative_error(vectors, expected[f"arr_{number}"]) < TOLERANCE
+    assert {path.name for path in published.local("manylangs-norwegian-bokmal").iterdir()} == set(names)
+    assert len(server.sent) == 1
 
 
 def test_the_commands(server, model, tmp_path, capsys):
