@@ -109,8 +109,8 @@ def models() -> None:
     """
     width = max(map(len, MODELS))
     for name, model in MODELS.items():
-        size = "" if model.size is None else f"{model.size / 1e6:,.0f} MB"
-        print(f"{'*' if here(name) else ' '} {name:{width}} {size:>8}  {model.licence:15} {model.what}")
+        size = "?" if model.size is None else f"{model.size / 1e6:,.0f} MB"
+        print(f"{'*' if here(name) else ' '} {name:{width}} {size:>8}  {model.licence:15}  {model.what}")
 
 
 def download(name: tyro.conf.Positional[str]) -> None:

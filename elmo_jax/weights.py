@@ -201,8 +201,8 @@ class ModelFolder(NamedTuple):
 def _no_model(path: Path, what: str) -> InputError:
     return InputError(
         f"{path}: {what}; give a folder with options.json and weights.hdf5, a training workdir, an archive (.zip of "
-        "NLPL, .tar.gz of AllenNLP), or the two files themselves. The published ones are to be downloaded first, the "
-        "README says where they are"
+        "NLPL, .tar.gz of AllenNLP), the two files themselves, or the name of a published model (elmo-jax models lists "
+        "them)"
     )
 
 

@@ -16,6 +16,7 @@ Vectors = npt.NDArray[np.float32]
 def load(folder: Path) -> Elmo:
     elmo = assert_type(elmo_jax.load("runs/mine"), Elmo)
     elmo_jax.load(folder)
+    elmo_jax.load("original")
     elmo_jax.load(options="options.json", weights=folder / "weights.hdf5")
     elmo_jax.load("options.json", "weights.hdf5", compilation_cache=False)
     elmo_jax.load(options=folder / "options.json", weights=folder / "weights.hdf5", vocab="vocab.txt")

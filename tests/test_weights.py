@@ -340,9 +340,9 @@ def test_a_folder_as_downloaded(tmp_path):
 def test_models_that_are_not_there(tmp_path):
     folder = write_random_model(tmp_path / "model", SMALL)
     for path in (tmp_path / "original", folder / "weights.hdf5"):
-        with pytest.raises(InputError, match=r"no folder.*; give a folder with .* published ones are to be downloaded"):
+        with pytest.raises(InputError, match=r"no folder.*; give a folder with .* or the name of a published model"):
             read_folder(path)
-    with pytest.raises(InputError, match=r"https://example.org/elmo is a URL .*the README says where the published"):
+    with pytest.raises(InputError, match=r"https://example.org/elmo is a URL .* or the name of a published model"):
         read_folder("https://example.org/elmo")
     options, weights = folder / "options.json", folder / "weights.hdf5"
     with pytest.raises(InputError, match=r"no such file; .* the two files themselves"):
