@@ -53,11 +53,6 @@ TOKENS, ENCODER = "token_embedder.pkl", "encoder.pkl"
 FEWEST_CHARACTERS = 7
 
 
-def is_manylangs(folder: str | os.PathLike) -> bool:
-    """Whether a folder holds such a model."""
-    return all((as_path(folder) / name).exists() for name in (OPTIONS_FILE, TOKENS, ENCODER))
-
-
 def read_manylangs(folder: str | os.PathLike) -> ModelFolder:
     """Reads a model's folder: config.json and the file that it names, char.dic, word.dic, both .pkl.
 
