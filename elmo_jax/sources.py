@@ -606,42 +606,44 @@ def read_conll(lines: Iterable[bytes], source: str, line: int, name: str, univer
     column = CONLLU.index(name) if name in CONLLU else int(name) - 1
     tokens: list[str] = []
     width = 0
+    checked = lambda: tokens_of(tokens, f"{source}, sentence that ends before line {number + 1}", f"column {name}")
+    number = line
     for number, content in enumerate(lines, start=line + 1):
-        text = decode(content, source, number).strip("\r\n")
+        text = decode(content, source, number).rstrip("\r\n")
         if not text.strip() or (not universal and text.startswith("-DOCSTART-")):
             if tokens:
-                yield tokens
+                yield checked()
             tokens, width = [], 0
             continue
-        if universal and text.startswith("#"):
+        if text[0] == "#" and (universal or COMMENT.match(text)):
             names = text.removeprefix("# global.columns = ").split()
-            if text.startswith("# global.columns = ") and name in CONLLU and names[column : column + 1] != [name]:
+            if universal and names != text.split() and name in CONLLU and names[column : column + 1] != [name]:
                 raise InputError(
                     f"{source}: column {column + 1} of its columns {' '.join(names)} is not {name}; give the number of "
                     "the column as text_column"
                 )
             continue
-        if not universal and COMMENT.match(text):
-            continue
         parts = text.split("\t") if universal or "\t" in text else text.split()
-        problem = None
-        if len(parts) <= column:
-            problem = f"has {len(parts)} columns, no column {column + 1}"
-        elif width and len(parts) != width:
-            problem = f"has {len(parts)} columns, the line before {width}"
-        if problem:
-            raise InputError(f"{source}, line {number}, {problem}; columns must be as many in all lines of a sentence")
-        width = 0 if universal else len(parts)
-        if universal and not parts[0].isdecimal():
+        if len(parts) <= column or (width and len(parts) != width):
+            other = f"no column {column + 1}" if len(parts) <= column else f"the line before {width}"
+            raise InputError(
+                f"{source}, line {number}, has {len(parts)} columns, {other}; they must be as many in all lines of a "
+                "sentence"
+            )
+        token = parts[column]
+        if not universal:
+            width = len(parts)
+        elif not parts[0].isdecimal():
             if not NO_WORD.fullmatch(parts[0]):
                 raise InputError(f"{source}, line {number}, begins with {brief(repr(parts[0]))}, no ID of CoNLL-U")
             continue
-        token = "_".join(parts[column].split()) if universal else parts[column]
-        tokens += tokens_of([token], f"{source}, line {number}", f"column {column + 1}")
+        elif " " in token:
+            token = "_".join(token.split())
+        tokens.append(token)
         if len(tokens) > MOST_TOKENS:
             raise InputError(f"{source}, line {number}: a sentence of {len(tokens):,} tokens; are blank lines missing?")
     if tokens:
-        yield tokens
+        yield checked()
 
 
 def read_input(

@@ -408,7 +408,7 @@ def test_what_conll_columns_are(tmp_path):
 @pytest.mark.parametrize(
     ("form", "content", "message"),
     [
-        ("conll", "a\tb\nc\td e\n", "line 2: the token 'd e' is empty or has white space inside"),
+        ("conll", "a\tb\nc\td e\n", "sentence that ends before line 3: the token 'd e' is empty or has white space inside"),
         ("conll", "a\n", "line 1, has 1 columns, no column 2"),
         ("conll", "a b\n# text of d\n", "line 2, has 4 columns, the line before 2"),
         ("conll", "a\t\t\n", "the token '' is empty"),
