@@ -344,6 +344,8 @@ def _by_hand(name: str, model: Published) -> str:
 def _address(url: str) -> str:
     """Where a published file is fetched: there, or with the same path from the mirror of the environment."""
     mirror = os.environ.get(MIRROR)
+    if mirror and not re.match("https?://.", mirror):
+        raise InputError(f"the environment's {MIRROR} is {brief(mirror)}; it must be an http:// or https:// address")
     return url if not mirror else mirror.rstrip("/") + urlsplit(url).path
 
 
@@ -407,11 +409,13 @@ def _receive(address: str, part: Path, label: str, copies: int) -> None:
             total = int(span[2])
         else:
             length, done = answer.headers.get("Content-Length", ""), 0
-            total = int(length) if length.isdecimal() else None
+            plain = "Content-Encoding" not in answer.headers
+            total = int(length) if plain and length.isdecimal() else None
             version.unlink(missing_ok=True)
             part.write_bytes(b"")
             strong = answer.headers.get("ETag", "W/")
-            if known := answer.headers.get("Last-Modified") if strong.startswith("W/") else strong:
+            known = answer.headers.get("Last-Modified") if strong.startswith("W/") else strong
+            if plain and known:
                 version.write_text(known)
         free = shutil.disk_usage(part.parent).free
         if total is not None and copies * total - done > free:

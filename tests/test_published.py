@@ -1,6 +1,7 @@
 """Models by name, from a server on this machine: downloaded once, whole or not at all."""
 
 import contextlib
+import gzip
 import http.server
 import io
 import json
@@ -88,6 +89,8 @@ class Server:
             request.send_header("Content-Range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
         request.send_header("Content-Length", str(len(body) - begin))
         request.send_header("ETag", self.tag)
+        if body[:2] == b"\x1f\x8b" and request.path == OPTIONS:
+            request.send_header("Content-Encoding", "gzip")
         request.end_headers()
         cut = self.cuts.pop(0) if request.path == WEIGHTS and self.cuts else len(body)
         request.wfile.write(body[begin : begin + cut])
@@ -161,6 +164,19 @@ def test_a_file_that_the_server_has_changed_meanwhile_is_begun_again(server, mod
     published.local("small")
     assert len(server.sent) == 3
     assert kept(tmp_path) == model
+
+
+def test_what_a_server_compresses_unasked(server, model, tmp_path):
+    server.files[OPTIONS] = gzip.compress(model["options.json"])
+    published.local("small")
+    assert kept(tmp_path) == model
+
+
+@pytest.mark.parametrize("mirror", ["/data/mirror", "file:///data", "http://"])
+def test_a_mirror_that_is_none(server, mirror, monkeypatch):
+    monkeypatch.setenv(published.MIRROR, mirror)
+    with pytest.raises(InputError, match=r"ELMO_JAX_MODELS is .*; it must be an http:// or https:// address"):
+        published.local("small")
 
 
 def test_a_command_that_was_stopped_goes_on(server, model, tmp_path, monkeypatch):
