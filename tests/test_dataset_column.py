@@ -1,0 +1,61 @@
+import pickle
+
+import numpy as np
+import pytest
+from conftest import SENTENCES, SMALL, write_random_model
+
+import elmo_jax
+from elmo_jax.dataset_column import EmbeddingColumn
+from elmo_jax.errors import InputError
+
+
+@pytest.mark.parametrize("options", [{}, {"layers": "all"}, {"pool": "mean", "state": "zero"}])
+def test_a_dataset_has_the_vectors_of_embed(elmo, options):
+    """The library itself: lists of tokens and texts, in batches that differ in size."""
+    import datasets
+
+    rows = {"tokens": SENTENCES, "text": [" ".join(tokens) for tokens in SENTENCES], "id": list(range(len(SENTENCES)))}
+    dataset = datasets.Dataset.from_dict(rows)
+    expected = elmo.embed(SENTENCES, **options)
+    mapped = dataset.map(EmbeddingColumn(elmo, **options), batched=True, batch_size=4)
+    mapped = mapped.map(EmbeddingColumn(elmo, "text", "of text", **options), batched=True)
+    assert mapped.column_names == ["tokens", "text", "id", "embedding", "of text"]
+    for number, vectors in enumerate(expected):
+        for name in ("embedding", "of text"):
+            found = np.array(mapped[number][name], np.float32).reshape(vectors.shape)
+            assert np.abs(found - vectors).max(initial=0) <= 1e-6
+
+
+def test_what_was_computed_is_found_again_by_the_parameters(tmp_path):
+    import datasets
+
+    name = lambda seed, **options: datasets.fingerprint.Hasher.hash(
+        EmbeddingColumn(elmo_jax.load(write_random_model(tmp_path / "model", SMALL, seed)), **options)
+    )
+    assert name(0) == name(0)
+    assert len({name(0), name(1), name(0, layers="top")}) == 3
+
+
+def test_pickled_columns(tmp_path):
+    folder = write_random_model(tmp_path / "model", SMALL)
+    pickled = pickle.dumps(EmbeddingColumn(elmo_jax.load(folder), pool="max"))
+    again = pickle.loads(pickled)
+    assert again({"tokens": [["a", "b"]]})["embedding"][0].shape == (14,)
+    write_random_model(folder, SMALL, seed=1)
+    with pytest.raises(InputError, match="have changed since they were loaded; load the model again"):
+        pickle.loads(pickled)
+
+
+@pytest.mark.parametrize(
+    ("column", "options", "batch", "message"),
+    [
+        ("tokens", {}, {"text": ["a"], "id": [1]}, "the dataset has no column tokens, but text, id"),
+        ("tokens", {}, {"tokens": "one row"}, r"give dataset.map\(..., batched=True\)"),
+        ("tokens", {}, {"tokens": [None]}, "a sentence is a str or a list of str"),
+        ("tokens", {"state": "carry"}, {}, 'take "warm" or "zero"'),
+        ("tokens", {"layers": "most"}, {}, "layers is 'most'"),
+    ],
+)
+def test_what_is_refused(elmo, column, options, batch, message):
+    with pytest.raises(InputError, match=message):
+        EmbeddingColumn(elmo, column, **options)(batch)
