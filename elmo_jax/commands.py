@@ -12,6 +12,7 @@ import elmo_jax
 from elmo_jax.arrays import Unwritable
 from elmo_jax.compilation import keep_compiled
 from elmo_jax.config import Precision, TextFormat, check_trainable
+from elmo_jax.convert import Form, write_as
 from elmo_jax.corpus import BUILTIN, Corpus, WordCounts, cached, count_words, sentences
 from elmo_jax.dump import nearest as nearest_in_dump
 from elmo_jax.dump import write_hdf5
@@ -299,24 +300,45 @@ def nearest(embeddings: tyro.conf.Positional[str], word: str, neighbours: int = 
 
 
 def convert(
-    source: tyro.conf.Positional[str], dest: tyro.conf.Positional[str], vocab: str, rows: int | None = None
+    source: tyro.conf.Positional[str],
+    dest: tyro.conf.Positional[str],
+    format: Form | None = None,
+    options: str | None = None,
+    vocab: str | None = None,
+    rows: int | None = None,
 ) -> None:
-    """Converts a TensorFlow checkpoint of bilm-tf into a training workdir: a model to use, and a run to go on with.
+    """Writes a model in another form, or makes of a run of bilm-tf one to go on with.
 
-    Go on with `elmo-jax train DEST/config.json --workdir DEST --data.train TEXT --train.steps N`. The step and
-    Adagrad's accumulators are kept; the LSTM state, which bilm-tf does not save, begins with zero. Needs TensorFlow.
+    Of a folder that bilm-tf saved into (options.json, checkpoint, model.ckpt...), with --vocab and no --format, it
+    makes a training workdir. Go on with `elmo-jax train DEST/config.json --workdir DEST --data.train TEXT --train.steps
+    N`. The step and Adagrad's accumulators are kept; the LSTM state, which bilm-tf does not save, begins with zero.
 
     Args:
-        source: Folder that bilm-tf saved into: options.json, checkpoint, model.ckpt...
-        dest: Folder to write.
-        vocab: The vocabulary file of the run.
-        rows: Rows on all devices together; by default the batch_size of options.json, which is that of one device.
+        source: Name of a published model, model folder, training workdir, folder of ELMoForManyLangs or of bilm-tf's
+            checkpoints, or archive (.zip of NLPL, .tar.gz of AllenNLP).
+        dest: Folder to write, or .zip of NLPL.
+        format: A model folder with weights in hdf5 or safetensors, an archive of nlpl, or a folder of ELMoForManyLangs;
+            by default nlpl if DEST ends in .zip, else hdf5.
+        options: For an archive of AllenNLP without it: the options.json of its ELMo.
+        vocab: For a run of bilm-tf to go on with: its vocabulary file.
+        rows: For such a run: rows on all devices together; by default the batch_size of options.json, which is that of
+            one device.
     """
+    if vocab is None:
+        if rows is not None:
+            raise InputError("--rows is of a run to go on with; give its --vocab too")
+        form = format or ("nlpl" if dest.endswith(".zip") else "hdf5")
+        model = read_folder(local(source), with_softmax=True, options=options)
+        left = write_as(model, as_path(dest), form)
+        print(f"wrote {dest}" + (f", which has no place for {' and '.join(left)}" if left else ""))
+        return
+    if format is not None or options is not None:
+        raise InputError("--vocab is of a run to go on with, a training workdir; it and --format exclude each other")
     with needing("train"):
-        from elmo_jax.convert import convert as convert_checkpoint
         from elmo_jax.parallel import use_one_cpu
+        from elmo_jax.restart import restart
     use_one_cpu()
-    convert_checkpoint(as_path(source), as_path(dest), as_path(vocab), rows)
+    restart(as_path(source), as_path(dest), as_path(vocab), rows)
     print(f"wrote {dest}")
 
 

@@ -33,8 +33,8 @@ CHECKSUM = "crc32"
 Container = Literal["hdf5", "safetensors"]
 WEIGHTS = ("weights.hdf5", "weights.safetensors", "model.hdf5", "model.safetensors")
 SOFTMAX = ("softmax.hdf5", "softmax.safetensors")
-# What the folders of other families have: AllenNLP's, ELMoForManyLangs'.
-FAMILIES = ("weights.th", "encoder.pkl")
+# What the folders of other families have: AllenNLP's, ELMoForManyLangs', bilm-tf's with checkpoints of TensorFlow.
+FAMILIES = ("weights.th", "encoder.pkl", "checkpoint")
 
 
 def weight_names(model: ModelConfig) -> Names:
@@ -242,8 +242,10 @@ def _named(folder: Path, names: tuple[str, ...]) -> list[Path]:
 
 def _family(folder: Path) -> str | None:
     """The file by which a folder with a model in another form than ours is known."""
-    marks = [] if _named(folder, WEIGHTS) else _named(folder, FAMILIES)
-    return marks[0].name if marks else None
+    marks = [] if _named(folder, WEIGHTS) else [file.name for file in _named(folder, FAMILIES)]
+    if not marks and any(folder.glob("*.index")):
+        return "checkpoint"
+    return marks[0] if marks else None
 
 
 def _only(folder: Path, name: str, files: list[Path]) -> Path:
@@ -288,7 +290,7 @@ def read_model(
 def read_folder(
     path: str | os.PathLike, with_softmax: bool = False, options: str | os.PathLike | None = None
 ) -> ModelFolder:
-    """Reads a model folder, the model of a training workdir, a folder of ELMoForManyLangs, or an archive.
+    """Reads a model folder, the model of a training workdir, an archive, or a folder of ELMoForManyLangs or bilm-tf.
 
     `options` is an options.json for an archive of AllenNLP that has none.
     """
@@ -311,6 +313,10 @@ def _read_unpacked(folder: Path, with_softmax: bool, options: str | os.PathLike 
         from elmo_jax.manylangs import read_manylangs  # it builds on this module
 
         return read_manylangs(folder)
+    if family == "checkpoint":
+        from elmo_jax.bundles import read_checkpoint  # it builds on this module
+
+        return read_checkpoint(folder, with_softmax)
     files = model_files(folder)
     read = read_model(*files[: 4 if with_softmax else 3])
     mixes = tuple(map(Mix.load, sorted(files[0].parent.glob("mix*.json"))))

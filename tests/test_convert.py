@@ -13,8 +13,8 @@ from etils import epath
 
 import elmo_jax
 from elmo_jax import training
+from elmo_jax.bundles import tree_of
 from elmo_jax.config import load_config
-from elmo_jax.convert import tree_of
 from elmo_jax.corpus import Corpus, sentences
 from elmo_jax.model import zero_state
 from elmo_jax.parallel import fetch
