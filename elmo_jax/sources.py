@@ -203,9 +203,9 @@ class TextFile:
         """Tells this text from what the same file is in another form."""
         return self.name if self.form.format == "lines" else [self.name, *self.form]
 
-    def version(self) -> list[int]:
-        """Tells this content from what it is when the file has been changed."""
-        return version(self.path, self.name)
+    def version(self) -> list[int | str]:
+        """Tells this content from what it is when the file has been changed, or is read in another form."""
+        return version(self.path, self.name) + ([] if self.form.format == "lines" else [*self.form])
 
     @contextlib.contextmanager
     def lines(self, offset: int) -> Iterator[tuple[Iterable[bytes], Callable[[int], int]]]:
@@ -348,9 +348,9 @@ class Table:
     def length(self, row: Any) -> int:
         return 1
 
-    def version(self) -> list[int]:
-        """Tells this content from what it is when the file has been changed."""
-        return version(self.path, self.name)
+    def version(self) -> list[int | str]:
+        """Tells this content from what it is when the file has been changed, or is read from another column."""
+        return [*version(self.path, self.name), self.column]
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Any]:
