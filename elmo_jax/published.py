@@ -22,7 +22,7 @@ from elmo_jax.weights import read_folder
 MIRROR = "ELMO_JAX_MODELS"
 HUB = "hf://"
 # What of a repository of the Hub may belong to a model folder.
-HUB_FILES = ["*.json", "*.hdf5", "*.safetensors", "*.txt"]
+HUB_FILES = ["*.json", "*.hdf5", "*.safetensors", "*.txt", "*.th", "*.pkl", "*.dic"]
 # What is repeated after a broken connection (after 1, 2, 3... seconds), and what a connection may take.
 RETRIES, TIMEOUT = 4, (10, 60)
 # Bytes that are read at a time, and that a broken connection may lose.
