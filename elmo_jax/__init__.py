@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from elmo_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 from elmo_jax.elmo import Elmo, load
+from elmo_jax.embeddings import Embeddings, read_embeddings
 from elmo_jax.errors import InputError
 from elmo_jax.mix import Mix
 
@@ -23,12 +24,14 @@ __all__ = [
     "Config",
     "DataConfig",
     "Elmo",
+    "Embeddings",
     "InputError",
     "Mix",
     "ModelConfig",
     "ScalarMix",
     "TrainConfig",
     "load",
+    "read_embeddings",
 ]
 __version__ = "0.2.0"
 

@@ -388,6 +388,8 @@ ORDER = [
     "engine",
     "elmo",
     "dump",
+    "embeddings",
+    "outputs",
     "losses",
     "softmax_table",
     "modules",
