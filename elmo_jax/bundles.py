@@ -80,8 +80,9 @@ class Bundle(Mapping):
             raise InputError(f"{os.fspath(self._prefix)}: {brief(name, 80)} has numbers of an unknown type")
         path = f"{os.fspath(self._prefix)}.data-{entry.shard:05}-of-{self._shards:05}"
         with reading(path) as local, local.open("rb") as file:
-            file.seek(entry.offset)
-            data = file.read(min(entry.size, local.stat().st_size))
+            there = local.stat().st_size
+            file.seek(min(entry.offset, there))
+            data = file.read(min(entry.size, there))
         if len(data) != entry.size or masked(crc32c(data)) != entry.checksum:
             raise InputError(f"{path} is damaged: {brief(name, 80)} is not what was saved. Take another copy")
         return np.frombuffer(data, entry.kind).reshape(entry.shape)

@@ -226,9 +226,8 @@ def model_files(path: str | os.PathLike) -> list[Path | None]:
         if not folder.is_dir():
             raise InputError(f"{path} is a training run that has no model/ yet; elmo-jax export writes one")
     options = _named(folder, ("options.json",)) or sorted(folder.glob("*options.json"))
-    weights = _named(folder, WEIGHTS) or [file for end in WEIGHTS[:2] for file in sorted(folder.glob(f"*{end}"))]
     softmax = _named(folder, SOFTMAX)
-    files = [_only(folder, "options.json", options), _only(folder, "weights.hdf5", weights)]
+    files = [_only(folder, "options.json", options), _only(folder, "weights.hdf5", _weights(folder))]
     return [
         *files,
         *(_named(folder, ("vocab.txt",)) or [None]),
@@ -242,10 +241,15 @@ def _named(folder: Path, names: tuple[str, ...]) -> list[Path]:
 
 def _family(folder: Path) -> str | None:
     """The file by which a folder with a model in another form than ours is known."""
-    marks = [] if _named(folder, WEIGHTS) else [file.name for file in _named(folder, FAMILIES)]
-    if not marks and any(folder.glob("*.index")):
-        return "checkpoint"
+    if _weights(folder):
+        return None
+    marks = [file.name for file in _named(folder, FAMILIES)] or ["checkpoint" for _ in folder.glob("*.index")]
     return marks[0] if marks else None
+
+
+def _weights(folder: Path) -> list[Path]:
+    """Files of weights in a folder: that with a name of ours, or those named so at the end."""
+    return _named(folder, WEIGHTS) or [file for end in WEIGHTS[:2] for file in sorted(folder.glob(f"*{end}"))]
 
 
 def _only(folder: Path, name: str, files: list[Path]) -> Path:
