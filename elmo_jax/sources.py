@@ -31,6 +31,7 @@ from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE
 
 TFDS, STANDARD_INPUT = "tfds:", "-"
 RECORDS = 1024  # of a data set that are read at a time: one at a time takes three times as long
+ROWS = 128  # of Parquet that are read at a time: each can be the same long text, that the file holds once
 LONGEST = 2**24  # bytes of a line: a small compressed file can hold an endless one
 CHUNK = 2**16  # bytes that are decompressed at a time
 SHOWN_EVERY = 256  # lines, in the progress bar
@@ -56,6 +57,7 @@ COMPRESSIONS = {
     ".zst": ("Zstandard", re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")),
 }
 PARQUET = re.compile(rb"PAR1\x15")
+MOST_EXPANDED = 1000  # bytes of memory of a byte of a Parquet file
 MOST_MEMORY = 2**29  # bytes that an xz file may ask for
 MOST_TOKENS = 1_000_000  # of a CoNLL sentence
 # In CoNLL formats but CoNLL-U: what is a comment and no token "#"; in CoNLL-U: IDs of what is no word of its own.
@@ -318,7 +320,7 @@ class Records:
 
 
 class Table:
-    """A column of a Parquet file, of lists of tokens or of text; read a thousand rows at a time."""
+    """A column of a Parquet file, of lists of tokens or of text; read some rows at a time."""
 
     def __init__(self, path: epath.Path, column: str | None, option: str):
         with needing("parquet"):
@@ -370,18 +372,27 @@ class Table:
     def lines(self, offset: int) -> Iterator[tuple[Iterable[Any], Callable[[int], int]]]:
         """The column's values from a row on: lists of str, or str."""
         with self.opened() as file:
-            sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+            groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
+            for chunk in (group.column(number) for group in groups for number in range(group.num_columns)):
+                if chunk.total_uncompressed_size > MOST_EXPANDED * max(1, chunk.total_compressed_size) + LONGEST:
+                    raise InputError(
+                        f"{self.path} would take {chunk.total_uncompressed_size:,} bytes of memory for "
+                        f"{chunk.total_compressed_size:,} in the file; write it again, in smaller groups of rows"
+                    )
+            sizes = [group.num_rows for group in groups]
             first = next((n for n, end in enumerate(itertools.accumulate(sizes)) if end > offset), len(sizes))
             rows = (
                 row
                 for group in range(first, len(sizes))  # lists of dictionary words cannot be read across groups
-                for batch in file.iter_batches(RECORDS, [group], [self.column])
+                for batch in file.iter_batches(ROWS, [group], [self.column])
                 for row in batch.column(self.column).to_pylist()
             )
             yield itertools.islice(rows, offset - sum(sizes[:first]), None), lambda offset: offset
 
     def parse(self, rows: Iterable[Any], line: int) -> Iterator[list[str]]:
         for number, row in enumerate(rows, start=line + 1):
+            if isinstance(row, str) and len(row) > LONGEST:
+                raise too_long(f"{self.name}, row {number}")
             yield tokens_of(row, f"{self.name}, row {number}", self.column)
 
 
@@ -510,13 +521,15 @@ class Lines:
             length = source.length(line)
             self.offset, self.line = self.offset + length, self.line + 1
             if length > LONGEST:
-                raise InputError(
-                    f"{source.name}, line {self.line}, is longer than {LONGEST / 2**20:.0f} MiB; divide it into "
-                    "sentences, one a line"
-                )
+                raise too_long(f"{source.name}, line {self.line}")
             if not self.line % SHOWN_EVERY:
                 show()
             yield line
+
+
+def too_long(where: str) -> InputError:
+    """The error of a line or a row that would take much memory."""
+    return InputError(f"{where}, is longer than {LONGEST / 2**20:.0f} MiB; divide it into sentences, one a line")
 
 
 def parse(lines: Iterable[bytes], source: str, line: int, form: TextForm) -> Iterator[list[str]]:

@@ -120,7 +120,7 @@ def test_formats(tmp_path, form, compression):
 )
 @pytest.mark.parametrize("records", [1, 3, 1024])
 def test_parquet(tmp_path, monkeypatch, column, text, kind, records):
-    monkeypatch.setattr(sources, "RECORDS", records)
+    monkeypatch.setattr(sources, "ROWS", records)
     path = str(tmp_path / "text.parquet")
     write_table(path, column, text, kind)
     expected = [tokens.split() if isinstance(tokens, str) else tokens for tokens in text]
@@ -442,6 +442,16 @@ def test_what_conll_columns_must_be(tmp_path, monkeypatch, form, content, messag
 def test_what_parquet_must_be(tmp_path, text, column, message):
     write_table(tmp_path / "text.parquet", column, text)
     with pytest.raises(InputError, match=message):
+        list(read_input([f"{tmp_path}/text.parquet"]))
+
+
+def test_parquet_that_expands_without_bound_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "LONGEST", 2**16)
+    write_table(tmp_path / "text.parquet", "tokens", ["a" * 2**20], group=1)  # snappy makes it 20 times smaller
+    with pytest.raises(InputError, match="is longer than 0 MiB"):
+        list(read_input([f"{tmp_path}/text.parquet"]))
+    monkeypatch.setattr(sources, "MOST_EXPANDED", 10)
+    with pytest.raises(InputError, match=r"would take 1,\d+,\d+ bytes of memory for \d+,\d+ in the file; write"):
         list(read_input([f"{tmp_path}/text.parquet"]))
 
 
