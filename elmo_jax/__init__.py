@@ -14,6 +14,7 @@ A sentence to embed goes through `elmo` (checked), `streams` (laid in a row), `w
 from typing import TYPE_CHECKING
 
 from elmo_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from elmo_jax.dataset_column import EmbeddingColumn
 from elmo_jax.elmo import Elmo, load
 from elmo_jax.embeddings import Embeddings, read_embeddings
 from elmo_jax.errors import InputError
@@ -24,6 +25,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "Elmo",
+    "EmbeddingColumn",
     "Embeddings",
     "InputError",
     "Mix",

@@ -5,7 +5,7 @@ import pytest
 from conftest import SENTENCES, SMALL, write_random_model
 
 import elmo_jax
-from elmo_jax.dataset_column import EmbeddingColumn
+from elmo_jax import EmbeddingColumn
 from elmo_jax.errors import InputError
 
 

@@ -390,6 +390,7 @@ ORDER = [
     "dump",
     "embeddings",
     "outputs",
+    "dataset_column",
     "losses",
     "softmax_table",
     "modules",
