@@ -22,9 +22,8 @@ test: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --quiet -m "not slow" --numprocesses auto --dist worksteal
 
-# Many runs, much text, several processes; TensorFlow, to read its checkpoints. Minutes rather than seconds.
+# Many runs, much text, several processes. Minutes rather than seconds.
 test-slow: .venv/installed
-	$(BIN)/pip install --quiet tensorflow-cpu==2.21.0
 	$(BIN)/python -m pytest --quiet -m slow --numprocesses 2 --dist worksteal
 
 # Runs the notebooks with the demo's model and keeps what they show.

@@ -1,4 +1,4 @@
-"""Archives: unpacked without trust; those that AllenNLP 2.10.1 wrote (tests/data/make_allennlp.py) as it reads them."""
+"""Archives: unpacked without trust; golden ones as AllenNLP and simple_elmo read them (tests/data/make_*.py)."""
 
 import gzip
 import io
@@ -21,7 +21,7 @@ from elmo_jax.archives import unpacked
 from elmo_jax.errors import InputError
 from elmo_jax.weights import model_files, read_folder
 
-DATA = ROOT / "tests/data/allennlp"
+DATA, NLPL = ROOT / "tests/data/allennlp", ROOT / "tests/data/simple_elmo"
 OPTIONS = DATA / "options.json"
 
 
@@ -95,6 +95,16 @@ def test_where_allennlps_options_come_from(tmp_path):
         reads(b'{"a": [{"do_layer_norm": true}, {"do_layer_norm": false}]}', OPTIONS)
     with pytest.raises(InputError, match=r"one options\.json too many"):
         read_folder(write_random_model(tmp_path / "model", SMALL), options=OPTIONS)
+
+
+def test_simple_elmo_computes_the_same():
+    """An archive as NLPL publishes them, LSTM state zero; of longer words both read the begin."""
+    expected, elmo = np.load(NLPL / "vectors.npz"), elmo_jax.load(NLPL / "model.zip")
+    assert elmo.vocabulary.words[3:] == ["the", "cat", "sat"]
+    for number, sentence in enumerate(expected["sentences"].tolist()):
+        found = elmo.embed([sentence], layers="all", state="zero")[0]
+        assert relative_error(found, expected[f"all_{number}"]) < TOLERANCE
+        assert relative_error(found.mean(0), expected[f"average_{number}"]) < TOLERANCE
 
 
 def test_a_zip_as_simple_elmo_has_it(tmp_path, folder):
