@@ -13,8 +13,6 @@ import h5py
 import numpy as np
 import safetensors.numpy
 
-from elmo_jax.allennlp import read_allennlp
-from elmo_jax.archives import is_archive, unpacked
 from elmo_jax.char_cnn import HIGHWAY
 from elmo_jax.config import ALPHABET, ModelConfig, read_options, to_options
 from elmo_jax.errors import InputError, brief, listed
@@ -29,12 +27,7 @@ from elmo_jax.vocabulary import Alphabet, Vocabulary
 Names = dict[str, tuple[str, str]]
 SOFTMAX_NAMES = {"softmax/W": "weight", "softmax/b": "bias"}
 CHECKSUM = "crc32"
-# What a folder keeps weights in, and the names that they have there: ours first, then those of NLPL's archives.
 Container = Literal["hdf5", "safetensors"]
-WEIGHTS = ("weights.hdf5", "weights.safetensors", "model.hdf5", "model.safetensors")
-SOFTMAX = ("softmax.hdf5", "softmax.safetensors")
-# What the folders of other families have: AllenNLP's, ELMoForManyLangs', bilm-tf's with checkpoints of TensorFlow.
-FAMILIES = ("weights.th", "encoder.pkl", "checkpoint")
 
 
 def weight_names(model: ModelConfig) -> Names:
@@ -43,7 +36,8 @@ def weight_names(model: ModelConfig) -> Names:
     if model.input == "words":
         names["embedding"] = "words", "embedding"
     else:
-        names["char_embed"] = "words", "embedding"
+        # Under another name, for what reads bytes alone does not ask whether they are.
+        names["char_embed" if model.alphabet is None else "character_embed"] = "words", "embedding"
         for number in range(len(model.filters)):
             names[f"CNN/W_cnn_{number}"] = "words", f"kernel_{number}"
             names[f"CNN/b_cnn_{number}"] = "words", f"bias_{number}"
@@ -198,68 +192,12 @@ class ModelFolder(NamedTuple):
     mixes: tuple[Mix, ...] = ()
 
 
-def _no_model(path: Path, what: str) -> InputError:
+def no_model(path: Path, what: str) -> InputError:
     return InputError(
         f"{path}: {what}; give a folder with options.json and weights.hdf5, a training workdir, an archive (.zip of "
         "NLPL, .tar.gz of AllenNLP), the two files themselves, or the name of a published model (elmo-jax models lists "
         "them)"
     )
-
-
-def model_files(path: str | os.PathLike) -> list[Path | None]:
-    """The files that a model is read from: an archive, or in a folder options, weights, vocabulary and softmax.
-
-    The last two are None where they are not there. A training workdir has its model in `model/`; the published files
-    may have their names of old.
-    """
-    folder = as_path(path)
-    if not folder.exists():
-        raise _no_model(folder, "no folder")
-    if not folder.is_dir():
-        if not is_archive(folder):
-            raise _no_model(folder, "no folder but a file, and no archive")
-        return [folder]
-    if _family(folder) is not None:
-        return sorted(folder.iterdir())
-    if not (folder / "options.json").exists() and (folder / "config.json").exists():
-        folder /= "model"
-        if not folder.is_dir():
-            raise InputError(f"{path} is a training run that has no model/ yet; elmo-jax export writes one")
-    options = _named(folder, ("options.json",)) or sorted(folder.glob("*options.json"))
-    softmax = _named(folder, SOFTMAX)
-    files = [_only(folder, "options.json", options), _only(folder, "weights.hdf5", _weights(folder))]
-    return [
-        *files,
-        *(_named(folder, ("vocab.txt",)) or [None]),
-        _only(folder, "softmax.hdf5", softmax) if softmax else None,
-    ]
-
-
-def _named(folder: Path, names: tuple[str, ...]) -> list[Path]:
-    return [folder / name for name in names if (folder / name).exists()]
-
-
-def _family(folder: Path) -> str | None:
-    """The file by which a folder with a model in another form than ours is known."""
-    if _weights(folder):
-        return None
-    marks = [file.name for file in _named(folder, FAMILIES)] or ["checkpoint" for _ in folder.glob("*.index")]
-    return marks[0] if marks else None
-
-
-def _weights(folder: Path) -> list[Path]:
-    """Files of weights in a folder: that with a name of ours, or those named so at the end."""
-    return _named(folder, WEIGHTS) or [file for end in WEIGHTS[:2] for file in sorted(folder.glob(f"*{end}"))]
-
-
-def _only(folder: Path, name: str, files: list[Path]) -> Path:
-    if len(files) != 1:
-        names = listed([brief(file.name, 80) for file in files], ", ") or "none"
-        raise InputError(
-            f"no file {folder / name}, and of other files *{name} one is expected, there are: {names}. Give the "
-            "folder that holds a model's options.json and weights.hdf5, or the folder of a run"
-        )
-    return files[0]
 
 
 def read_model(
@@ -271,7 +209,7 @@ def read_model(
     """Reads a model's files; models that look up words need the vocabulary, an alphabet lies beside options.json."""
     for file in map(as_path, (options, weights)):
         if not file.exists():
-            raise _no_model(file, "no such file")
+            raise no_model(file, "no such file")
     model = read_options(as_path(options))
     vocabulary = None if vocab is None else Vocabulary.load(as_path(vocab))
     words = len(vocabulary or ())
@@ -289,45 +227,6 @@ def read_model(
     arrays = _read(as_path(softmax), {"softmax/W": (words, model.projection_dim), "softmax/b": (words,)})
     output = {ours: arrays[name] for name, ours in SOFTMAX_NAMES.items()}
     return ModelFolder(model, parameters, vocabulary, output, alphabet=alphabet)
-
-
-def read_folder(
-    path: str | os.PathLike, with_softmax: bool = False, options: str | os.PathLike | None = None
-) -> ModelFolder:
-    """Reads a model folder, the model of a training workdir, an archive, or a folder of ELMoForManyLangs or bilm-tf.
-
-    `options` is an options.json for an archive of AllenNLP that has none.
-    """
-    files = model_files(path)
-    if len(files) > 1 or _family(as_path(path)) is not None:
-        return _read_unpacked(as_path(path), with_softmax, options)
-    with unpacked(files[0]) as folder:
-        return _read_unpacked(folder, with_softmax, options)
-
-
-def _read_unpacked(folder: Path, with_softmax: bool, options: str | os.PathLike | None) -> ModelFolder:
-    family = _family(folder)
-    if family == "weights.th":
-        trained = read_allennlp(folder, None if options is None else as_path(options))
-        parameters = as_parameters(trained.model, trained.arrays)
-        return ModelFolder(trained.model, parameters, None, None, mixes=trained.mixes)
-    if options is not None:
-        raise InputError(f"{os.fspath(options)} is one options.json too many: the model has its own")
-    if family == "encoder.pkl":
-        from elmo_jax.manylangs import read_manylangs  # it builds on this module
-
-        return read_manylangs(folder)
-    if family == "checkpoint":
-        from elmo_jax.bundles import read_checkpoint  # it builds on this module
-
-        return read_checkpoint(folder, with_softmax)
-    files = model_files(folder)
-    read = read_model(*files[: 4 if with_softmax else 3])
-    mixes = tuple(map(Mix.load, sorted(files[0].parent.glob("mix*.json"))))
-    for mix in mixes:
-        if len(mix.weights) != read.model.layers + 1:
-            raise InputError(f"{folder} has a mix of {len(mix.weights)} layers, its model has {read.model.layers + 1}")
-    return read._replace(mixes=mixes)
 
 
 def write_folder(path: Path, model: ModelConfig, parameters: dict[str, Any], vocabulary: Vocabulary) -> None:

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import pickle
 import shutil
 from functools import partial
 
+import h5py
 import jax
 import numpy as np
 import pytest
@@ -14,10 +16,12 @@ import elmo_jax
 from elmo_jax import commands
 from elmo_jax.char_cnn import quickly_spelled, spelled_vectors
 from elmo_jax.errors import InputError
+from elmo_jax.folders import read_folder
 from elmo_jax.manylangs import read_manylangs, write_manylangs
 from elmo_jax.model import word_vectors
+from elmo_jax.pickles import write_torch
 from elmo_jax.products import FORMS, compiled_for
-from elmo_jax.weights import read_folder, write_model
+from elmo_jax.weights import write_model
 
 DATA = ROOT / "tests/data/manylangs"
 SENTENCES = json.loads((DATA / "sentences.json").read_text())
@@ -66,6 +70,9 @@ def test_a_folder_of_ours(original, tmp_path):
     assert options["char_cnn"]["alphabet"] == "characters.txt"
     assert options["char_cnn"]["n_characters"] == letters
     assert options["word_embedding"] == {"dim": 5 if original.name == NAMES[0] else 0}
+    with h5py.File(tmp_path / "weights.hdf5") as file:
+        tables = {"char_embed", "character_embed"} & set(file)
+    assert tables == {"character_embed"}  # AllenNLP would take the other for that of bytes
     lines = (tmp_path / "characters.txt").read_text(encoding="utf-8").split("\n")
     assert len(lines) == letters + 1
     assert lines[256:261] == ["<S>", "</S>", "<BOW>", "<EOW>", "<PAD>"]
@@ -86,6 +93,33 @@ def test_written_for_the_package(original, tmp_path):
         assert relative_error(one, other) < 1e-6
     for one, other in zip(vectors_of(tmp_path / "model"), vectors_of(original), strict=True):
         assert relative_error(one, other) < TOLERANCE
+
+
+class Described(pickle.Unpickler):
+    """Python's own reader of what PyTorch reads, with descriptions in place of its classes."""
+
+    def find_class(self, module, name):
+        return {"OrderedDict": dict, "FloatStorage": "float", "_rebuild_tensor_v2": lambda *view: view}[name]
+
+    def persistent_load(self, place):
+        return place
+
+
+def test_python_reads_the_pickles(tmp_path):
+    arrays = {"a.weight": np.arange(6, dtype=np.float32).reshape(3, 2).T, "bias": np.ones(70_000, np.float64)}
+    write_torch(tmp_path / "model.pkl", arrays)
+    with (tmp_path / "model.pkl").open("rb") as file:
+        assert [pickle.load(file) for _ in range(2)] == [0x1950A86A20F9469CFC6C, 1001]
+        assert pickle.load(file)["little_endian"] is True
+        assert Described(file).load() == {
+            "a.weight": (("storage", "float", "0", "cpu", 6, None), 0, (2, 3), (3, 1), False, {}),
+            "bias": (("storage", "float", "1", "cpu", 70_000, None), 0, (70_000,), (1,), False, {}),
+        }
+        assert pickle.load(file) == ["0", "1"]
+        for array in arrays.values():
+            assert int.from_bytes(file.read(8), "little") == array.size
+            assert file.read(4 * array.size) == array.astype("<f4").tobytes()
+        assert not file.read()
 
 
 def test_a_padding_word_is_made_where_none_is(copy, tmp_path):
