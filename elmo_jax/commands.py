@@ -18,6 +18,7 @@ from elmo_jax.elmo import Layers, StateMode, load
 from elmo_jax.engine import Pool
 from elmo_jax.errors import InputError, exit_on_bad_input, needing
 from elmo_jax.files import as_path, check_output
+from elmo_jax.folders import model_files, read_folder
 from elmo_jax.mix import Mix
 from elmo_jax.model import start_state
 from elmo_jax.outputs import Compression, Shard, Target, VectorType, Writer
@@ -26,7 +27,7 @@ from elmo_jax.published import download as download_model
 from elmo_jax.sources import TextForm, files_of, read_input
 from elmo_jax.streams import LanguageModelStream, prefetch, word_encoder
 from elmo_jax.vocabulary import Vocabulary
-from elmo_jax.weights import ModelFolder, model_files, read_folder, read_model, write_folder
+from elmo_jax.weights import ModelFolder, read_model, write_folder
 
 
 def train(argv: list[str]) -> None:

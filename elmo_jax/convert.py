@@ -9,6 +9,7 @@ from typing import Literal
 from elmo_jax.config import to_options
 from elmo_jax.errors import InputError
 from elmo_jax.files import writing
+from elmo_jax.manylangs import write_manylangs
 from elmo_jax.weights import ModelFolder, named_weights, write_arrays, write_model
 
 Form = Literal["hdf5", "safetensors", "nlpl", "manylangs"]
@@ -26,8 +27,6 @@ def write_as(model: ModelFolder, dest: Path, form: Form) -> list[str]:
         write_model(dest, model, form)
         return []
     if form == "manylangs":
-        from elmo_jax.manylangs import write_manylangs
-
         write_manylangs(dest, model)
     else:
         _write_nlpl(dest, model)

@@ -16,11 +16,12 @@ from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.engine import Engine, Pool, Request, StateMode
 from elmo_jax.errors import InputError
 from elmo_jax.files import as_path, is_remote
+from elmo_jax.folders import read_folder
 from elmo_jax.mix import Mix
 from elmo_jax.parallel import check_process, chosen_devices, device_places, devices_at
 from elmo_jax.published import local
 from elmo_jax.vocabulary import Vocabulary
-from elmo_jax.weights import ModelFolder, read_folder, read_model
+from elmo_jax.weights import ModelFolder, read_model
 
 Sentence = Sequence[str] | str
 Layers = Literal["average", "top", "all", "mix"]

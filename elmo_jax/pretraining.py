@@ -23,6 +23,7 @@ from elmo_jax.corpus import Corpus, read_corpora
 from elmo_jax.errors import InputError
 from elmo_jax.evaluation import evaluator
 from elmo_jax.files import as_path
+from elmo_jax.folders import read_folder
 from elmo_jax.lifecycle import Profiler, Termination, Told
 from elmo_jax.model import State, zero_state
 from elmo_jax.modules import init_bilm, init_softmax
@@ -30,7 +31,7 @@ from elmo_jax.published import local
 from elmo_jax.softmax_table import table_size
 from elmo_jax.streams import Batch, LanguageModelStream, prefetch, word_encoder
 from elmo_jax.vocabulary import Vocabulary
-from elmo_jax.weights import ModelFolder, read_folder, read_model, write_folder
+from elmo_jax.weights import ModelFolder, read_model, write_folder
 from elmo_jax.workdir import Begun, Workdir
 
 # Checkpoints and measurements begin at this step, then come at every doubling until their regular distance is reached.

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from elmo_jax.archives import unpacked
 from elmo_jax.errors import InputError, brief, listed, needing
 from elmo_jax.files import unwritable
-from elmo_jax.weights import read_folder
+from elmo_jax.folders import read_folder
 
 MIRROR = "ELMO_JAX_MODELS"
 HUB = "hf://"

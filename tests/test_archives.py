@@ -19,7 +19,7 @@ import elmo_jax
 from elmo_jax import archives
 from elmo_jax.archives import unpacked
 from elmo_jax.errors import InputError
-from elmo_jax.weights import model_files, read_folder
+from elmo_jax.folders import model_files, read_folder
 
 DATA, NLPL = ROOT / "tests/data/allennlp", ROOT / "tests/data/simple_elmo"
 OPTIONS = DATA / "options.json"

@@ -13,7 +13,7 @@ import elmo_jax
 from elmo_jax.bundles import FOOTER, MAGIC, Bundle, crc32c, masked, newest_checkpoint, variable_names, variable_shapes
 from elmo_jax.config import ModelConfig, to_options
 from elmo_jax.errors import InputError
-from elmo_jax.weights import read_folder
+from elmo_jax.folders import read_folder
 
 ONE_LAYER = ModelConfig(
     character_dim=3,

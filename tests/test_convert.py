@@ -16,11 +16,11 @@ from elmo_jax import training
 from elmo_jax.bundles import tree_of
 from elmo_jax.config import load_config
 from elmo_jax.corpus import Corpus, sentences
+from elmo_jax.folders import read_folder
 from elmo_jax.model import zero_state
 from elmo_jax.parallel import fetch
 from elmo_jax.streams import LanguageModelStream, word_encoder
 from elmo_jax.vocabulary import Vocabulary
-from elmo_jax.weights import read_folder
 
 pytestmark = [
     pytest.mark.slow,

@@ -37,7 +37,8 @@ import elmo_jax
 from elmo_jax import pretraining, published
 from elmo_jax.__main__ import main
 from elmo_jax.errors import InputError
-from elmo_jax.weights import read_folder, write_arrays
+from elmo_jax.folders import read_folder
+from elmo_jax.weights import write_arrays
 
 OPTIONS, WEIGHTS = (urlsplit(url).path for url in published.MODELS["small"].urls)
 

@@ -16,14 +16,13 @@ from conftest import ROOT, SMALL, random_weights, relative_error, write_random_m
 
 from elmo_jax.config import ModelConfig, from_options, read_options
 from elmo_jax.errors import InputError
+from elmo_jax.folders import model_files, read_folder
 from elmo_jax.mix import Mix
 from elmo_jax.modules import init_bilm
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import (
     ModelFolder,
-    model_files,
     named_weights,
-    read_folder,
     read_model,
     read_weights,
     weight_shapes,
