@@ -7,11 +7,12 @@ import re
 import sys
 import zlib
 
+import h5py
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from conftest import fails
+from conftest import fails, same_file
 
 from elmo_jax import commands, corpus, sources
 from elmo_jax.config import DataConfig
@@ -593,3 +594,22 @@ def test_what_needs_an_extra_says_so(tmp_path, monkeypatch, name, extra):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InputError, match=rf"this needs the package \w+, which the extra {extra} brings"):
         list(read_input([f"{tmp_path}/{name}"]))
+
+
+def test_embed_reads_any_format(tmp_path, folder):
+    """The same vectors, and those of the column that is asked for."""
+    (tmp_path / "a.txt").write_text("the cat\n\nsat on\n")
+    (tmp_path / "a.jsonl.gz").write_bytes(
+        gzip.compress(
+            b'{"tokens": ["the", "cat"], "b": "x"}\n{"tokens": [], "b": "y"}\n{"tokens": "sat on", "b": "z"}\n'
+        )
+    )
+    embed = lambda name, *form: commands.main(
+        ["embed", "--model", str(folder), "--input", f"{tmp_path}/{name}", "--output", f"{tmp_path}/{name}.hdf5", *form]
+    )
+    embed("a.txt")
+    embed("a.jsonl.gz")
+    assert same_file(tmp_path / "a.txt.hdf5", tmp_path / "a.jsonl.gz.hdf5")
+    embed("a.jsonl.gz", "--text_column", "b")
+    with h5py.File(tmp_path / "a.jsonl.gz.hdf5") as file:
+        assert [len(file[name]) for name in "012"] == [1, 1, 1]
