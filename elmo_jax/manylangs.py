@@ -213,7 +213,7 @@ def _read_lexicon(path: Path, needed: Iterable[str]) -> dict[str, int]:
 def _lexicon(entries: list[str], name: str) -> str:
     """The content of such a file, if the package can read the entries."""
     text = "".join(f"{entry}\t{number}\n" for number, entry in enumerate(entries))
-    found = [entry for entry, *_ in _parsed(text)]
+    found = [entry for entry, *_ in _parsed(text.encode("utf-8", "ignore").decode())]
     if found != entries:
         lost = next((entry for entry, other in zip(entries, found, strict=False) if entry != other), entries[-1])
         raise InputError(f"ELMoForManyLangs cannot express this model: its {name} cannot hold {brief(repr(lost), 40)}")

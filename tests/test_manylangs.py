@@ -226,7 +226,7 @@ def test_models_that_the_package_cannot_express(copy, tmp_path, changes, message
 
 
 def test_what_the_package_cannot_hold(copy, folder, tmp_path):
-    """A model that reads bytes; a character and a word that end a line there."""
+    """A model that reads bytes; characters and a word that end a line there or are not UTF-8."""
     read = read_manylangs(copy)
     letters, words = ([*entries, "\x85"] for entries in (read.alphabet.characters, read.vocabulary.words))
     parameters = read.parameters["words"]
@@ -235,6 +235,7 @@ def test_what_the_package_cannot_hold(copy, folder, tmp_path):
     for message, model in {
         "its words are spelled in bytes": read_folder(folder),
         r"its char.dic cannot hold '\\x85'": read._replace(alphabet=type(read.alphabet)(letters)),
+        r"its char.dic cannot hold '\\ud800'": read._replace(alphabet=type(read.alphabet)([*letters[:-1], "\ud800"])),
         r"its word.dic cannot hold '\\x85'": read._replace(vocabulary=type(read.vocabulary)(words)),
     }.items():
         with pytest.raises(InputError, match=message):
