@@ -176,6 +176,7 @@ class HDF5Writer:
         early = h5p.create(h5p.DATASET_CREATE)
         early.set_alloc_time(h5d.ALLOC_TIME_EARLY)
         early.set_fill_time(h5d.FILL_TIME_NEVER)
+        early.set_obj_track_times(False)  # the same text makes the same file
         kind = h5t.py_create(np.dtype(f"S{size}"))
         dataset = h5d.create(self.file.id, name.encode(), kind, h5s.create_simple((1,)), early)
         text.seek(0)
