@@ -54,6 +54,7 @@ def embed(
     precision: Precision = "float32",
     boundaries: bool = False,
     batch_size: int | None = None,
+    mix: str | None = None,
     mix_weights: tuple[float, ...] = (),
     mix_gamma: float = 1.0,
     text_format: TextFormat | None = None,
@@ -78,16 +79,19 @@ def embed(
             or .jsonl, .conllu, .conll, .parquet; or tfds:DATASET/SPLIT; "-" reads standard input.
         output: File or folder to write; it appears only when it is whole.
         model: Name of a published model (`elmo-jax models` lists them), model folder (options.json, weights.hdf5,
-            perhaps vocab.txt) or training workdir.
+            perhaps vocab.txt), training workdir, folder of ELMoForManyLangs, or archive (.zip of NLPL, .tar.gz of
+            AllenNLP, which may need --options).
         options: In place of --model: the model's options.json, with --weights.
         weights: In place of --model: the model's weights.hdf5, with --options.
         vocab: With --options and --weights: vocabulary, for models without characters.
-        layers: Average of all layers, the top layer, all layers, or their mix by --mix_weights.
+        layers: Average of all layers, the top layer, all layers, or their mix: that of --mix or --mix_weights, else the
+            one that was learned with the model.
         state: LSTM state at the beginning of a sentence: a fixed warm state, zero, or carried on from the sentence
             before in the same row (bilm-tf's stateful behaviour).
         precision: Inputs of the matrix products, which are summed in float32.
         boundaries: Keep the vectors of the boundaries <S> and </S>.
         batch_size: Rows of sentences read at a time; by default chosen by the length of the text.
+        mix: With --layers mix: JSON file, {"weights": [0.1, 0.2, 0.7], "gamma": 1.0, "layer_norm": false}.
         mix_weights: With --layers mix: a number for each layer, word vectors first; a softmax makes them sum to 1.
         mix_gamma: With --layers mix: factor of the sum.
         text_format: Format of the text; by default what the end of the file's name says, else lines.
@@ -101,20 +105,25 @@ def embed(
     """
     part = None if shard is None else Shard.parse(shard)
     target = Target.of(output, part)
-    files = (options, weights, vocab)
-    only_model = model is not None and not any(files)
-    if only_model:
+    if model is not None and weights is vocab is None:
         model = local(model)
-    target.check([*files_of([input], "--input"), *(model_files(model) if only_model else (model, *files))])
+        files = [*model_files(model), options, mix]
+    else:
+        files = [model, options, weights, vocab, mix]
+    target.check([*files_of([input], "--input"), *files])
     if model is None and (options is None or weights is None):
         raise InputError("which model? Give --model FOLDER, or --options FILE and --weights FILE")
-    if (layers == "mix") != bool(mix_weights):
-        raise InputError("--layers mix and --mix_weights go together; give both, or neither")
+    if mix is not None and mix_weights:
+        raise InputError("--mix and --mix_weights exclude each other")
+    learned = None if mix is None else Mix.load(mix)
+    if mix_weights:
+        learned = Mix(mix_weights, mix_gamma)
+    if layers != "mix" and learned is not None:
+        raise InputError("--layers mix and --mix or --mix_weights go together; give both, or neither")
     elmo = load(model, options=options, weights=weights, vocab=vocab)
-    mix = Mix(mix_weights, mix_gamma) if mix_weights else None
     read = functools.partial(read_input, [input], text_format, text_column)
     chosen = {"layers": layers, "state": state, "precision": precision, "boundaries": boundaries}
-    chosen |= {"batch_size": batch_size, "mix": mix, "pool": pool}
+    chosen |= {"batch_size": batch_size, "mix": learned, "pool": pool}
     print(Writer(elmo, read, target, chosen, dtype, compression, part).write())
 
 

@@ -11,13 +11,15 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL, TOLERANCE, relative_error, write_random_model
+from conftest import ROOT, SMALL, TOLERANCE, fails, relative_error, write_random_model
 
 import elmo_jax
 from elmo_jax import archives
 from elmo_jax.archives import unpacked
+from elmo_jax.commands import main
 from elmo_jax.errors import InputError
 from elmo_jax.folders import model_files, read_folder
 
@@ -63,6 +65,24 @@ def test_allennlp_computes_the_same(name, options):
     else:
         with pytest.raises(InputError, match=r"the model has 2: give mix=elmo.mixes\[0\]"):
             elmo.embed([sentence], layers="mix")
+
+
+def test_the_command_line_takes_archives_and_mixes(tmp_path, capsys):
+    (tmp_path / "text").write_text("the cat sat\n")
+    (tmp_path / "mix.json").write_text('{"weights": [1, 2, 3], "gamma": 0.5}')
+    two, one = DATA / "two_mixes.tar.gz", DATA / "classifier.tar.gz"
+    embed = ["embed", "--input", tmp_path / "text", "--layers", "mix", "--output", tmp_path / "vectors.hdf5", "--model"]
+    for model, more, mix in (
+        (one, [], elmo_jax.load(one).mix),
+        (two, ["--options", OPTIONS, "--mix", tmp_path / "mix.json"], elmo_jax.Mix([1, 2, 3], 0.5)),
+    ):
+        main(list(map(str, [*embed, model, *more])))
+        expected = elmo_jax.load(model, options=more[1] if more else None).embed(["the cat sat"], layers="mix", mix=mix)
+        with h5py.File(tmp_path / "vectors.hdf5") as file:
+            assert relative_error(file["0"][()], expected[0]) < TOLERANCE
+        (tmp_path / "vectors.hdf5").unlink()
+    fails(main, [*embed, two, "--options", OPTIONS], "the model has 2: give mix=", capsys)
+    fails(main, [*embed, one, "--mix_weights", 1, 2, 3, "--mix", tmp_path / "mix.json"], "exclude each other", capsys)
 
 
 def test_where_allennlps_options_come_from(tmp_path):
