@@ -15,7 +15,7 @@ import bisect
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,14 @@ class Made:
         if self.pool is not None:
             return vectors[None]
         return vectors if self.layers is None else vectors.swapaxes(0, 1)
+
+    def stored(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Arrays joined, in the dtype. InputError where it cannot hold their numbers."""
+        with np.errstate(over="ignore"):
+            vectors = np.concatenate(arrays).astype(self.dtype)
+        if self.dtype is np.float16 and not np.isfinite(vectors).all():
+            raise InputError("some vectors have numbers that float16 cannot hold (above 65,504); give dtype float32")
+        return vectors
 
 
 class Flat(Embeddings):

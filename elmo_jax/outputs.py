@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -172,6 +172,16 @@ def fingerprint(elmo: Elmo) -> str:
     return digest.hexdigest()[:32]
 
 
+def made_as(elmo: Elmo, options: Mapping[str, Any], dtype: VectorType) -> dict[str, Any]:
+    """The part of a `key` that is of the vectors' shape, for `Made`."""
+    return {
+        "dtype": dtype,
+        "all layers": elmo.model.layers + 1 if options.get("layers") == "all" else None,
+        "width": elmo.dim,
+        "pool": options.get("pool"),
+    }
+
+
 def _of_text(lines: Lines) -> str | None:
     """Tells a text's files from others, or from what they were; None where the text can be read only once."""
     try:
@@ -201,8 +211,8 @@ class Writer:
         self.compression, self.shard = compression, shard
         elmo.embed_iter([], **options)  # checks them
         self.saved: dict[str, Any] = {"sentences": 0}
-        engine, layers, mix = elmo._engine, options.get("layers", "average"), options.get("mix")
-        if layers == "mix" and mix is None:
+        engine, mix = elmo._engine, options.get("mix")
+        if options.get("layers") == "mix" and mix is None:
             mix = elmo.mix
         self.carries = options.get("state") == "carry"
         if shard is not None and self.carries:
@@ -218,10 +228,7 @@ class Writer:
             "text": self.of_text,
             **{name: value for name, value in self.options.items() if name != "mix"},
             "mix": mix and [np.asarray(mix.weights).tolist(), float(mix.gamma), bool(mix.layer_norm)],
-            "dtype": dtype,
-            "all layers": elmo.model.layers + 1 if layers == "all" else None,
-            "width": elmo.dim,
-            "pool": options.get("pool"),
+            **made_as(elmo, options, dtype),
             "block": self.block,
             "devices": f"{len(engine.devices)} {engine.platform}",
             "shard": shard,
@@ -454,11 +461,7 @@ class Writer:
             yield part._replace(blocks=[block.sentences] if block.sentences else [], about=dict(about))
 
     def _part(self, arrays: list[np.ndarray], positions: list[int], lines: list[bytes], tokens: int) -> "Part":
-        with np.errstate(over="ignore"):
-            vectors = np.concatenate(arrays).astype(self.made.dtype)
-        if self.made.dtype is np.float16 and not np.isfinite(vectors).all():
-            raise InputError("some vectors have numbers that float16 cannot hold (above 65,504); give --dtype float32")
-        return Part(vectors, positions, lines, tokens, [], None)
+        return Part(self.made.stored(arrays), positions, lines, tokens, [], None)
 
     def _finish(self) -> None:
         """Makes the output of the scratch folder, which is whole."""
@@ -558,6 +561,20 @@ def in_bytes(size: int) -> str:
     return f"{size:,.0f} {unit}" if unit in ("bytes", "kB") else f"{size:,.1f} {unit}"
 
 
+def vector_column(sentences: Sequence[np.ndarray], made: Made) -> Any:
+    """Vectors of sentences, each [positions, ..], as an array of Arrow: lists of fixed size, in lists unless pooled."""
+    import pyarrow as arrow
+
+    values = np.concatenate([np.zeros(0, made.dtype), *(own.reshape(-1) for own in sentences)])
+    column = arrow.FixedSizeListArray.from_arrays(arrow.array(values), made.width)
+    if made.layers is not None:
+        column = arrow.FixedSizeListArray.from_arrays(column, made.layers)
+    if made.pool is None:
+        ends = np.cumsum([0, *map(len, sentences)])
+        column = arrow.ListArray.from_arrays(arrow.array(ends, arrow.int32()), column)
+    return column
+
+
 def write_parquet(
     path: Path, stored: Iterable[tuple[bytes, np.ndarray]], made: Made, key: str, compression: Compression | None
 ) -> None:
@@ -565,23 +582,12 @@ def write_parquet(
     with needing("parquet"):
         import pyarrow as arrow
         import pyarrow.parquet as parquet
-    number, vector = arrow.from_numpy_dtype(made.dtype), None
-    vector = arrow.list_(number, made.width)
-    if made.layers is not None:
-        vector = arrow.list_(vector, made.layers)
-    kind = vector if made.pool is not None else arrow.list_(vector)
-    schema = arrow.schema([("tokens", arrow.list_(arrow.string())), ("vectors", kind)], {MADE_OF: key})
+    tokens, vectors = arrow.list_(arrow.string()), vector_column([], made).type
+    schema = arrow.schema([("tokens", tokens), ("vectors", vectors)], {MADE_OF: key})
 
     def rows(group: list[tuple[bytes, np.ndarray]]) -> "arrow.Table":
-        values = arrow.array(np.concatenate([positions.reshape(-1) for _, positions in group]), number)
-        column = arrow.FixedSizeListArray.from_arrays(values, made.width)
-        if made.layers is not None:
-            column = arrow.FixedSizeListArray.from_arrays(column, made.layers)
-        if made.pool is None:
-            ends = np.cumsum([0, *(len(positions) for _, positions in group)])
-            column = arrow.ListArray.from_arrays(arrow.array(ends, arrow.int32()), column)
-        tokens = arrow.array([json.loads(line) for line, _ in group], schema.field("tokens").type)
-        return arrow.Table.from_arrays([tokens, column], schema=schema)
+        texts = arrow.array([json.loads(line) for line, _ in group], tokens)
+        return arrow.Table.from_arrays([texts, vector_column([own for _, own in group], made)], schema=schema)
 
     options = {"compression": compression or "none", "use_dictionary": False, "write_statistics": False}
     with writing(path) as partial, parquet.ParquetWriter(partial, schema, **options) as file:
