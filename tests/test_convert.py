@@ -28,6 +28,12 @@ from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import ModelFolder, write_folder, write_model
 
 
+@pytest.fixture(scope="module", autouse=True)
+def in_use():
+    """All devices stay this process's, though the command would leave them to others."""
+    jax.devices()
+
+
 def convert(*arguments):
     main(["convert", *map(str, arguments)])
 
