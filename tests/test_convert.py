@@ -38,13 +38,19 @@ def convert(*arguments):
     main(["convert", *map(str, arguments)])
 
 
+def go_on_with(run, workdir, *arguments):
+    """Converts a run in a process of its own, where JAX has one device."""
+    command = [sys.executable, "-m", "elmo_jax", "convert", run, workdir, "--vocab", *arguments]
+    subprocess.run(list(map(str, command)), cwd=ROOT, check=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trace", ["one_device", "two_devices"])
 def test_one_more_step(golden, tmp_path, trace):
     """A step from the converted checkpoint is a step from the recorded final parameters and accumulators."""
     folder, texts = golden / "training" / trace, golden / "training" / "text"
     workdir = tmp_path / "run"
-    convert(folder / "tf_checkpoint", workdir, "--vocab", texts / "a_vocab.txt", "--rows", 6)
+    go_on_with(folder / "tf_checkpoint", workdir, texts / "a_vocab.txt", "--rows", 6)
     config = load_config(str(workdir / "config.json"), ROOT)
     model, vocabulary = config.model, Vocabulary.load(texts / "a_vocab.txt")
 
@@ -75,9 +81,10 @@ def test_one_more_step(golden, tmp_path, trace):
     assert relative_error(trained["loss"], fetch(recorded).loss) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_the_converted_model_is_that_of_the_dump(golden, tmp_path):
     folder = golden / "training" / "one_device"
-    convert(folder / "tf_checkpoint", tmp_path / "run", "--vocab", folder.parent / "text" / "a_vocab.txt")
+    go_on_with(folder / "tf_checkpoint", tmp_path / "run", folder.parent / "text" / "a_vocab.txt")
     converted = elmo_jax.load(tmp_path / "run")
     dumped = elmo_jax.load(options=tmp_path / "run/model/options.json", weights=folder / "dumped_weights.hdf5")
     for one, other in zip(converted.embed(["a lobster ."]), dumped.embed(["a lobster ."]), strict=True):
