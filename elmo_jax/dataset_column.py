@@ -4,6 +4,8 @@ import functools
 from collections.abc import MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from elmo_jax.elmo import Elmo, PathLike, load
 from elmo_jax.embeddings import VECTOR_TYPES, Made
 from elmo_jax.errors import InputError, brief, listed
@@ -57,6 +59,11 @@ class EmbeddingColumn:
         sentences = batch[self.column]
         if isinstance(sentences, str):
             raise InputError("this is one row, not a batch of rows; give dataset.map(..., batched=True)")
+        if isinstance(batch, dict) and isinstance(sentences, np.ndarray):
+            raise InputError(
+                "a batch of NumPy's arrays, from which Ray cannot write lists of tokens as lists; give "
+                'dataset.map_batches(..., batch_format="pyarrow")'
+            )
         found = self.elmo.embed(sentences.to_pylist() if table else sentences, **self.options)
         vectors = [self.made.stored([own]) for own in found]
         if not table:

@@ -93,6 +93,7 @@ def test_pickled_columns(tmp_path):
             {"tokens": ["a"]},
             "float16 cannot hold",
         ),
+        ("tokens", {}, {"tokens": np.array([["a"], ["b"]])}, 'batch_format="pyarrow"'),
         ("tokens", {"state": "carry"}, {}, 'take "warm" or "zero"'),
         ("tokens", {"layers": "most"}, {}, "layers is 'most'"),
     ],
