@@ -203,7 +203,12 @@ class HDF5(Embeddings):
         self._opened = open_hdf5(path)
         self._file: h5py.File = self._opened.__enter__()
         self._texts: dict[str, str] | None = None
-        self._count = len(self._file) - (INDEX in self._file)
+        try:
+            with errors_of(path):
+                self._count = len(self._file) - (INDEX in self._file)
+        except InputError:
+            self.close()
+            raise
 
     def close(self) -> None:
         self._opened.__exit__(None, None, None)
@@ -265,16 +270,27 @@ class Parquet(Embeddings):
     def _read(self, number: int) -> np.ndarray:
         from pyarrow.types import is_fixed_size_list
 
-        values = self._row(number, "vectors").values
-        while values is not None and is_fixed_size_list(values.type):
-            values = values.flatten()
-        if values is None or len(values) % self.made.numbers or (self.made.pool and len(values) != self.made.numbers):
+        values = self._row(number, "vectors")
+        try:
+            values = values.values
+            while is_fixed_size_list(values.type):
+                values = values.flatten()
+            numbers = np.asarray(values.to_numpy(zero_copy_only=False), self.made.dtype)
+            positions = numbers.reshape(-1, *self.made.shape)
+        except Exception:  # of another type than the metadata says
+            positions = None
+        if positions is None or (self.made.pool and len(positions) != 1):
             raise InputError(f"{self.path}: sentence {number} has not the vectors that the file's metadata says")
-        positions = np.asarray(values.to_numpy(zero_copy_only=False), self.made.dtype)
-        return self.made.of_sentence(positions.reshape(-1, *self.made.shape))
+        return self.made.of_sentence(positions)
 
     def _tokens(self, number: int) -> list[str]:
-        return self._row(number, "tokens").as_py()
+        try:
+            tokens = self._row(number, "tokens").as_py()
+        except UnicodeDecodeError:
+            tokens = None
+        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+            raise InputError(f"{self.path}: the text of sentence {number} is no list of tokens")
+        return tokens
 
 
 class Shards(Embeddings):

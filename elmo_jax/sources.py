@@ -577,8 +577,9 @@ def read_jsonl(lines: Iterable[bytes], source: str, line: int, field: str) -> It
         except (ValueError, RecursionError) as error:
             raise InputError(f"{source}, line {number}, is not JSON ({brief(error)}); give an object a line") from None
         if not isinstance(value, dict) or field not in value:
-            found = f"no field {brief(field)}, but {brief(listed(list(value), ', ')) or 'none'}"
-            found = found if isinstance(value, dict) else f"a {type(value).__name__}, no object"
+            found = f"a {type(value).__name__}, no object"
+            if isinstance(value, dict):
+                found = f"no field {brief(field)}, but {brief(listed(list(value), ', ')) or 'none'}"
             raise InputError(f"{source}, line {number}, has {found}; name the field of the tokens with text_column")
         yield tokens_of(value[field], f"{source}, line {number}", field)
 

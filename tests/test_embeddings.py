@@ -17,6 +17,7 @@ from conftest import ROOT, SMALL, fails, script_environment, write_random_model
 import elmo_jax
 from elmo_jax import commands, outputs, read_embeddings
 from elmo_jax.arrays import DESCRIPTION
+from elmo_jax.dump import write_hdf5
 from elmo_jax.embeddings import MANIFEST, OFFSETS
 from elmo_jax.errors import InputError
 from elmo_jax.outputs import Shard, Target, Writer, in_bytes
@@ -482,17 +483,54 @@ def test_what_is_no_output(tmp_path, elmo, text):
         read_embeddings(tmp_path / "parts")
 
 
+@pytest.mark.parametrize(
+    ("tokens", "vectors"),
+    [([[1]], [[[1.0, 2.0]]]), (["a"], [1.0]), ([None], [["b"]]), ([["a", None]], [[[[1.0]]]]), ([[b"\xff"]], [None])],
+)
+def test_parquet_of_other_types(tmp_path, tokens, vectors):
+    """Whose metadata says that it is one of vectors."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    key = json.dumps({"dtype": "float32", "all layers": None, "width": 2, "pool": None})
+    tables = arrow.table({"tokens": tokens, "vectors": vectors}).replace_schema_metadata({"elmo_jax": key})
+    parquet.write_table(tables, tmp_path / "v.parquet")
+    with read_embeddings(tmp_path / "v.parquet") as found:
+        with pytest.raises(InputError, match="the text of sentence 0 is no list of tokens"):
+            found.tokens(0)
+        with pytest.raises(InputError, match="sentence 0 has not the vectors"):
+            found[0]
+
+
+@pytest.mark.parametrize("mark", [b"SNOD", b"TREE", b"HEAP"])
+def test_a_dump_whose_names_are_damaged(tmp_path, mark):
+    """What HDF5 finds only when it looks for names."""
+    write_hdf5(tmp_path / "v.hdf5", [["a"]], [np.ones((1, 2), np.float32)])
+    content = (tmp_path / "v.hdf5").read_bytes()
+    (tmp_path / "v.hdf5").write_bytes(content.replace(mark, b"none"))
+    with pytest.raises(InputError, match=r"v.hdf5 is not a whole HDF5 file"):
+        read_embeddings(tmp_path / "v.hdf5")
+
+
 SERVER = """
 import os, sys
 from elmo_jax import commands, outputs
 outputs.BLOCK_WINDOWS, outputs.SMALLEST_BLOCK = 0, 300
-write = outputs.Writer.write
+said = []
 
-def told(writer):
-    print("writing", flush=True)
-    return write(writer)
+def says(owner, name, word, when=lambda *_: True):
+    method = getattr(owner, name)
 
-outputs.Writer.write = told
+    def told(*arguments):
+        result = method(*arguments) if name == "save" else None
+        if when(*arguments) and word not in said:
+            said.append(word)
+            print(word, flush=True)
+        return method(*arguments) if name != "save" else result
+
+    setattr(owner, name, told)
+
+says(outputs.Writer, "write", "begins")
+says(outputs.GrowingArrays, "save", "goes on", lambda growing, about: about["sentences"])
+says(outputs.Writer, "_finish", "goes on")
 for line in sys.stdin:
     if child := os.fork():  # before JAX has begun threads: every child begins its own
         print(child, flush=True)
@@ -506,26 +544,25 @@ for line in sys.stdin:
 
 @pytest.fixture
 def run():
-    """Runs a command in a process of its own that is killed so many seconds after it has begun to write, or is not.
+    """Runs a command in a process of its own, killed so many seconds after it `begins` to write or `goes on`.
 
-    Says whether it was killed, and after how many seconds.
+    That is, when it has saved a block, or all are saved. Says whether it was killed, and the seconds from each moment.
     """
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     server = subprocess.Popen([sys.executable, "-c", SERVER], cwd=ROOT, env=script_environment(), **pipes)
 
-    def run(command, seconds=None):
+    def run(command, moment=None, seconds=0.0):
         print(command, file=server.stdin, flush=True)
-        child = int(server.stdout.readline())
-        assert server.stdout.readline() == "writing\n"
-        begin = time.perf_counter()
-        if seconds is not None:
-            time.sleep(seconds)
-            with contextlib.suppress(ProcessLookupError):  # it has ended
-                os.kill(child, signal.SIGKILL)
-        while not (line := server.stdout.readline()).startswith("ended"):
+        child, moments = int(server.stdout.readline()), {}
+        while not (line := server.stdout.readline().strip()).startswith("ended"):
             assert line
-        assert int(line.split()[1]) in (0, signal.SIGKILL)
-        return not line.endswith(" 0\n"), time.perf_counter() - begin
+            moments[line] = time.perf_counter()
+            if line == moment:
+                time.sleep(seconds)
+                with contextlib.suppress(ProcessLookupError):  # it has ended
+                    os.kill(child, signal.SIGKILL)
+        assert line in ("ended 0", f"ended {signal.SIGKILL:d}")
+        return line != "ended 0", {moment: time.perf_counter() - at for moment, at in moments.items()}
 
     yield run
     server.stdin.close()
@@ -548,13 +585,18 @@ def test_fifty_kills(folder, tmp_path, run, name):
         (tmp_path / "whole").mkdir()
         killed, seconds = run(f"{command}{tmp_path / 'whole' / name}")
         assert not killed
-    whole, chance, kills, finished = content(tmp_path / "whole" / name), random.Random(2), 0, 0
-    while kills < 50 or killed:
-        killed, _ = run(f"{command}{output}", None if kills == 50 else chance.uniform(0, 0.6 * seconds))
-        kills += killed
-        if not killed:
+    whole, chance, finished = content(tmp_path / "whole" / name), random.Random(2), 0
+    kills = dict.fromkeys(seconds, 0)
+    while sum(kills.values()) < 50 or killed:
+        moment = chance.choice(["begins", "goes on", "goes on"]) if sum(kills.values()) < 50 else None
+        longest = seconds["begins"] - seconds["goes on"] if moment == "begins" else 0.5 * seconds["goes on"]
+        killed, _ = run(f"{command}{output}", moment, chance.uniform(0, longest))
+        if killed:
+            kills[moment] += 1
+        else:
             assert content(output) == whole
             assert [path.name for path in output.parent.iterdir()] == [name]
             finished += 1
             shutil.rmtree(output) if output.is_dir() else output.unlink()
-    print(f"{kills} kills, {finished} times whole; a run takes {seconds:.1f} seconds")
+    print(f"kills {kills}, {finished} times whole; a run takes {seconds['begins']:.1f} seconds")
+    assert finished > 1

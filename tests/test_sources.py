@@ -346,6 +346,7 @@ def test_what_json_lines_are(tmp_path, content, field, text):
         (b'{"tokens": ["a"]}\n{"tokens": ["a"', "line 2, is not JSON .*; give an object a line"),
         (b"[" * 10_000, "line 1, is not JSON"),
         (b'["a", "b"]', "line 1, has a list, no object; name the field"),
+        (b"30", "line 1, has a int, no object; name the field"),
         (b'{"text": "a", "id": 3}', "has no field tokens, but text, id; name the field of the tokens with text_column"),
         (b"{}", "has no field tokens, but none"),
         (b'{"tokens": ["a", 3]}', "line 1: tokens is .*; it must be a list of tokens, or a text"),
