@@ -52,6 +52,8 @@ Compression = Literal["gzip"]
 BLOCK_WINDOWS, SMALLEST_BLOCK = 16, 2**15
 # Positions whose vectors are appended at a time, parts that may wait for it, sentences that are read back at a time.
 APPENDED, WAITING, READ_BACK = 4096, 4, 1024
+# In the scratch folder, what begins or goes on so is an output that is being made.
+MAKING = "output"
 # Bytes of the vectors, and sentences, in a group of rows of Parquet.
 GROUP_BYTES, GROUP_SENTENCES = 2**24, 2**16
 # Bytes that HDF5 takes for each dataset beside its values, and more for one that is compressed.
@@ -301,6 +303,8 @@ class Writer:
                 f"{scratch} was begun with other settings or another text (differs: {', '.join(other)}); give those "
                 f"again to go on, or {advice}"
             )
+        for file in scratch.glob(f"*{MAKING}*"):
+            file.unlink()  # an output that was being made
         return about
 
     def _blocks(self, lines: Iterable[list[str]], first: int = 0) -> Iterator[tuple[bool, Iterator[list[str]]]]:
@@ -474,13 +478,20 @@ class Writer:
             return
         count = (target.scratch / "offsets").stat().st_size // 8 - 1
         stored = tqdm(self._stored(), f"writing {target.path.name}", count, unit=" sentences", leave=False)
+        # In the scratch folder until it is whole, so that nothing of it is left beside the output when it is killed.
+        path = target.path if is_remote(target.path) else target.scratch / f"{MAKING}{target.suffix}"
         if target.suffix == PARQUET_SUFFIX:
-            write_parquet(target.path, stored, self.made, key, self.compression)
+            write_parquet(path, stored, self.made, key, self.compression)
         else:
             one, other = itertools.tee(stored)
             sentences = (parse_tokens(line, target.scratch, 0) for line, _ in one)
             vectors = (self.made.of_sentence(positions) for _, positions in other)
-            write_hdf5(target.path, sentences, vectors, self.compression is not None, {MADE_OF: key})
+            write_hdf5(path, sentences, vectors, self.compression is not None, {MADE_OF: key})
+        if path != target.path:
+            try:
+                os.replace(path, target.path)
+            except OSError as error:
+                raise unwritable(target.path, error.strerror) from None
         shutil.rmtree(target.scratch)
 
     def _stored(self) -> Iterator[tuple[bytes, np.ndarray]]:
