@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow notebook peers compilers
+.PHONY: demo test test-slow fuzz notebook peers compilers
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -26,6 +26,11 @@ test: .venv/installed
 test-slow: .venv/installed
 	$(BIN)/pip install --quiet 'ray[data]==2.60.0'
 	$(BIN)/python -m pytest --quiet -m slow --numprocesses 2 --dist worksteal
+
+# Every reader of files, one after the other: twenty minutes. The counts are added to those of fuzz/results.json.
+fuzz: .venv/installed
+	$(BIN)/pip install --quiet atheris==3.0.0
+	$(BIN)/python -m fuzz --minutes 20
 
 # Runs the notebooks with the demo's model and keeps what they show.
 notebook: .venv/installed

@@ -51,7 +51,7 @@ def main(minutes: float = 20, targets: tuple[str, ...] = tuple(TARGETS), results
     Args:
         minutes: of all targets together.
         targets: which.
-        results: the JSON file that gets the counts; those of targets that are not fuzzed stay.
+        results: the JSON file that gets the counts, which are added to those that it has; findings are those of now.
     """
     if importlib.util.find_spec("atheris") is None:
         raise InputError("fuzzing needs the package atheris, which the extra fuzz brings: pip install '.[fuzz]'")
@@ -63,8 +63,10 @@ def main(minutes: float = 20, targets: tuple[str, ...] = tuple(TARGETS), results
         for name in targets:
             folder = Path(temporary, name)
             (folder / "findings").mkdir(parents=True)
-            counts[name] = fuzz(name, 60 * minutes / len(targets), folder, Path(temporary, "seeds"))
-            print(f"{name}: {counts[name]}", flush=True)
+            found = fuzz(name, 60 * minutes / len(targets), folder, Path(temporary, "seeds"))
+            print(f"{name}: {found}", flush=True)
+            before = counts.get(name, {"executions": 0, "seconds": 0})
+            counts[name] = found | {key: found[key] + before[key] for key in ("executions", "seconds")}
             if counts[name]["findings"]:
                 shutil.copytree(folder / "findings", FINDINGS / name, dirs_exist_ok=True)
             totals = {

@@ -61,7 +61,7 @@ def _write(folder: Path, name: str, content: bytes | str) -> None:
 
 def _texts(folder: Path) -> None:
     _write(folder / "vocabulary/words", "vocab.txt", WORDS.to_bytes())
-    _write(folder / "vocabulary/characters", "characters.txt", LETTERS.to_bytes())
+    _write(folder / "alphabets/characters", "characters.txt", LETTERS.to_bytes())
     _write(folder / "options/bytes", "options.json", json.dumps(to_options(TINY)))
     _write(folder / "options/alphabet", "options.json", json.dumps(to_options(_manylangs())))
     _write(folder / "options/run", "config.json", json.dumps(to_json(Config(TINY))))

@@ -31,7 +31,7 @@ CHANGING = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.truncate", "os
 class Watch:
     """Notes, while an input is read, what is run and which files elsewhere are opened or changed."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, seeds: str):
         # Python's own files may be read.
         self.folder, self.watching, self.seen = os.fspath(folder), False, []
         project = Path(__file__).parent.parent
@@ -43,7 +43,7 @@ class Watch:
             "/proc",
             "/dev/null",
         }
-        self.readable = (self.folder, *map(os.fspath, known))
+        self.readable = (self.folder, seeds, *map(os.fspath, known))
         sys.addaudithook(self.hook)
 
     def hook(self, event: str, arguments: tuple) -> None:
@@ -80,7 +80,7 @@ def main() -> None:
     os.chdir(work)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     warnings.simplefilter("ignore")
-    watch = Watch(work)
+    watch = Watch(work, seeds)
     with open("/proc/self/status") as status:
         data_size = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData"))
     resource.setrlimit(resource.RLIMIT_DATA, (data_size + MEMORY,) * 2)
@@ -92,11 +92,11 @@ def main() -> None:
         try:
             runner.run(data)
         except BaseException as error:
+            watch.watching = False
             frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/fuzz/" not in frame.filename]
             place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else str(error)
             problem = f"{type(error).__name__} {place}", "".join(traceback.format_exception(error))
-        finally:
-            watch.watching = False
+        watch.watching = False
         if watch.seen:
             problem = watch.seen[0].split()[0], "\n".join(watch.seen)
             watch.seen.clear()
