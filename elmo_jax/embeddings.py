@@ -345,7 +345,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         blocks, count, suffix = manifest["blocks"], manifest["shards"], manifest["suffix"]
         right = isinstance(count, int) and 0 < count < 2**20 and suffix in ("", *HDF5_SUFFIXES, PARQUET_SUFFIX)
-        if manifest["format"] == FORMAT and right and all(isinstance(block, int) and block >= 0 for block in blocks):
+        right = right and all(isinstance(block, int) and 0 <= block < 2**40 for block in blocks)
+        if manifest["format"] == FORMAT and right:
             return manifest
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass

@@ -296,7 +296,7 @@ class Writer:
             if scratch.exists() and {file.name for file in scratch.iterdir()} - {f"{DESCRIPTION}.new", *self.dtypes}:
                 raise InputError(f"{scratch} holds something else than vectors; {advice}") from None
             return None
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             raise InputError(f"{scratch} has a {DESCRIPTION} that cannot be read; {advice}") from None
         if other := sorted(name for name in self.key | key if key.get(name) != self.key.get(name)):
             raise InputError(

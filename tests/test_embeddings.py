@@ -473,7 +473,7 @@ def test_what_is_no_output(tmp_path, elmo, text):
         with pytest.raises(InputError, match=message):
             read_embeddings(tmp_path / name)
     good = {"format": 1, "shards": 1, "suffix": "", "blocks": [3], "key": {}}
-    for wrong in ({"shards": 0}, {"suffix": "/../x"}, {"blocks": [-1]}, {"blocks": 3}, {"format": 0}):
+    for wrong in ({"shards": 0}, {"suffix": "/../x"}, {"blocks": [-1]}, {"blocks": [2**70]}, {"blocks": 3}, {"format": 0}):
         (tmp_path / "parts" / MANIFEST).write_text(json.dumps(good | wrong))
         with pytest.raises(InputError, match="no manifest of shards"):
             read_embeddings(tmp_path / "parts")
