@@ -6,8 +6,8 @@ sentence begins. *Word types:* the char CNN runs once per distinct word. *Explic
 (parameters, state, window) → (activations, state), so that state can be saved, compared and divided.
 
 A sentence to embed goes through `elmo` (checked), `streams` (laid in a row), `word_vectors` (its words spelled by
-`char_cnn`), `engine` (`model` and `lstm` over each window, vectors joined) and `outputs` (written). A batch to train on:
-`corpus` (numbered), `streams` (windows), `training` (`model`, `losses`, Adagrad, on every device by `parallel`);
+`char_cnn`), `engine` (`model` and `lstm` over each window, vectors joined) and `outputs` (written). A batch to train
+on: `corpus` (numbered), `streams` (windows), `training` (`model`, `losses`, Adagrad, on every device by `parallel`);
 `pretraining` repeats that, reports and saves (`checkpoint`, `workdir`).
 """
 
