@@ -11,9 +11,12 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from etils import epath
 
+from elmo_jax import parallel
 from elmo_jax.arrays import GrowingArrays, keep_arrays
 from elmo_jax.bundles import variable_shapes
+from elmo_jax.checkpoint import Checkpoint, Checkpoints
 from elmo_jax.config import Config, ModelConfig, to_json, to_options
 from elmo_jax.convert import write_as
 from elmo_jax.dump import write_hdf5
@@ -50,7 +53,7 @@ def random_model(model: ModelConfig = TINY, **more) -> ModelFolder:
 
 def write_seeds(folder: Path) -> None:
     """For every target a folder of folders of files."""
-    for make in (_texts, _weights, _archives, _others, _bundles, _embeddings):
+    for make in (_texts, _weights, _archives, _others, _checkpoints, _bundles, _embeddings):
         make(folder)
 
 
@@ -185,6 +188,18 @@ def _others(folder: Path) -> None:
         make(growing)
     for lock in (folder / "caches").rglob("*.lock"):
         lock.unlink()
+
+
+def checkpoint(step: int) -> Checkpoint:
+    state = parallel.join({"a": parallel.replicate(np.full((2, 3), step, np.float32))}, {"a": None})
+    return Checkpoint(step, state, {"position": parallel.join_rows(np.full((8, 2), step, np.int32))})
+
+
+def _checkpoints(folder: Path) -> None:
+    """Of a run, two: what damages the newest leaves the other."""
+    with Checkpoints(epath.Path(folder / "checkpoints/run/checkpoints")) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(checkpoint(step))
 
 
 def _bundles(folder: Path) -> None:

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+import jax
 import numpy as np
+from etils import epath
 
 from elmo_jax import bundles
 from elmo_jax.arrays import Unwritable, keep_arrays
+from elmo_jax.checkpoint import Checkpoints
 from elmo_jax.config import from_json, from_options, load_config, read_options, to_json, to_options
 from elmo_jax.dump import nearest
 from elmo_jax.embeddings import read_embeddings
@@ -27,7 +30,7 @@ from elmo_jax.pickles import open_torch
 from elmo_jax.sources import read_input
 from elmo_jax.vocabulary import Alphabet, Vocabulary
 from elmo_jax.weights import read_weights
-from fuzz.seeds import CACHED, CANARY, KEY, TINY
+from fuzz.seeds import CACHED, CANARY, KEY, TINY, checkpoint
 
 # What the first byte of an input says beside the number of the file.
 CHANGES, UNCHECKED, FILES = 128, 64, 64
@@ -204,6 +207,16 @@ def caches(folder: Path) -> None:
             keep_arrays(folder / "cache", dtypes, KEY, make)
 
 
+def checkpoints(folder: Path) -> None:
+    """The newest, or if it is damaged the one before, is what was saved."""
+    with Checkpoints(epath.Path(folder / "checkpoints")) as kept:
+        found = kept.restore(checkpoint(0))
+    if found is not None:
+        for one, other in zip(jax.tree.leaves(found[1:]), jax.tree.leaves(checkpoint(found.step)[1:]), strict=True):
+            if one.dtype != other.dtype or not np.array_equal(one, other):
+                raise Finding(f"the checkpoint of step {found.step} is another one")
+
+
 class Target(NamedTuple):
     """A reader, which is given a folder; whether the folder is made anew for every input."""
 
@@ -226,6 +239,7 @@ TARGETS = {
     "mixes": Target(mixes),
     "embeddings": Target(embeddings),
     "caches": Target(caches, writes=True),
+    "checkpoints": Target(checkpoints, writes=True),
 }
 
 

@@ -210,9 +210,10 @@ def test_other_work_is_not_gone_on_with(elmo, text, tmp_path, monkeypatch, folde
     with pytest.raises(InputError, match="differs: text"):
         writer(elmo, text, tmp_path / "v").write()
     assert content(tmp_path / "v.partial") == before
-    (tmp_path / "v.partial" / DESCRIPTION).write_text("{")
-    with pytest.raises(InputError, match="cannot be read; to begin again remove"):
-        writer(elmo, text, tmp_path / "v").write()
+    for damaged in ("{", "[" * 100_000):
+        (tmp_path / "v.partial" / DESCRIPTION).write_text(damaged)
+        with pytest.raises(InputError, match="cannot be read; to begin again remove"):
+            writer(elmo, text, tmp_path / "v").write()
     (tmp_path / "w.partial").mkdir()
     (tmp_path / "w.partial" / "thesis.tex").write_text("")
     with pytest.raises(InputError, match="holds something else"):
@@ -473,7 +474,14 @@ def test_what_is_no_output(tmp_path, elmo, text):
         with pytest.raises(InputError, match=message):
             read_embeddings(tmp_path / name)
     good = {"format": 1, "shards": 1, "suffix": "", "blocks": [3], "key": {}}
-    for wrong in ({"shards": 0}, {"suffix": "/../x"}, {"blocks": [-1]}, {"blocks": [2**70]}, {"blocks": 3}, {"format": 0}):
+    for wrong in (
+        {"shards": 0},
+        {"suffix": "/../x"},
+        {"blocks": [-1]},
+        {"blocks": [2**70]},
+        {"blocks": 3},
+        {"format": 0},
+    ):
         (tmp_path / "parts" / MANIFEST).write_text(json.dumps(good | wrong))
         with pytest.raises(InputError, match="no manifest of shards"):
             read_embeddings(tmp_path / "parts")

@@ -32,8 +32,8 @@ def run(seeds, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", TARGETS)
 def test_seeds_are_valid(run, name):
     runner = run(name)
-    for number, root in enumerate(runner.roots):
-        content = runner.contents[number]
+    for number in range(0, len(runner.files), 1 if len(runner.files) < 30 else 10):
+        root, content = runner.roots[number], runner.contents[number]
         for data in (bytes([number]) + content, bytes([number | CHANGES])):
             assert (runner.run(data) is not None) == (root.name in REFUSED)
         assert runner.within[number].read_bytes() == content
