@@ -26,6 +26,7 @@ from elmo_jax.arrays import DESCRIPTION, FORMAT
 from elmo_jax.dump import INDEX, read_index
 from elmo_jax.errors import InputError, brief, needing
 from elmo_jax.hdf5 import errors_of, floating_dataset, open_hdf5, read_array
+from elmo_jax.sources import check_expansion
 
 # Readers of a folder of Parquet files leave out names that begin so.
 MANIFEST = "_manifest.json"
@@ -241,6 +242,7 @@ class Parquet(Embeddings):
             made = (self._file.schema_arrow.metadata or {}).get(MADE_OF.encode(), b"null")
             self.made = Made(json.loads(made))
             groups = self._file.metadata
+            check_expansion(groups, "it")
             sizes = [groups.row_group(number).num_rows for number in range(groups.num_row_groups)]
             if self._file.schema_arrow.names != ["tokens", "vectors"]:
                 raise InputError("its columns are not tokens and vectors")

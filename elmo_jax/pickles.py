@@ -182,7 +182,7 @@ class TorchFile(Mapping):
     """The tensors of a file by name: descriptions with their shape; `floats` reads one."""
 
     def __init__(self, file: BinaryIO):
-        self._archive, self._places = None, {}
+        self._archive, self._places, self._size = None, {}, os.fstat(file.fileno()).st_size
         if zipfile.is_zipfile(file):
             self._archive = zipfile.ZipFile(file)
             records = [name for name in self._archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl"]
@@ -224,6 +224,8 @@ class TorchFile(Mapping):
         info = self._archive.getinfo(self._folder + name)
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
             raise InputError(f"{brief(info.filename, 80)} is compressed, which PyTorch does not write")
+        if info.file_size > self._size:  # zipfile would take that much memory before it reads
+            raise InputError(f"{brief(info.filename, 80)} is not whole: it would be larger than the file")
         return self._archive.read(info)
 
     def _find_storages(self, keys: Any, content: Any) -> None:

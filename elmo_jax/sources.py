@@ -58,6 +58,7 @@ COMPRESSIONS = {
 }
 PARQUET = re.compile(rb"PAR1\x15")
 MOST_EXPANDED = 1000  # bytes of memory of a byte of a Parquet file
+VALUE = 8  # bytes of memory of a value, at the least
 MOST_MEMORY = 2**29  # bytes that an xz file may ask for
 MOST_TOKENS = 1_000_000  # of a CoNLL sentence
 # In CoNLL formats but CoNLL-U: what is a comment and no token "#"; in CoNLL-U: IDs of what is no word of its own.
@@ -372,13 +373,8 @@ class Table:
     def lines(self, offset: int) -> Iterator[tuple[Iterable[Any], Callable[[int], int]]]:
         """The column's values from a row on: lists of str, or str."""
         with self.opened() as file:
+            check_expansion(file.metadata, self.path)
             groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
-            for chunk in (group.column(number) for group in groups for number in range(group.num_columns)):
-                if chunk.total_uncompressed_size > MOST_EXPANDED * max(1, chunk.total_compressed_size) + LONGEST:
-                    raise InputError(
-                        f"{self.path} would take {chunk.total_uncompressed_size:,} bytes of memory for "
-                        f"{chunk.total_compressed_size:,} in the file; write it again, in smaller groups of rows"
-                    )
             sizes = [group.num_rows for group in groups]
             first = next((n for n, end in enumerate(itertools.accumulate(sizes)) if end > offset), len(sizes))
             rows = (
@@ -394,6 +390,19 @@ class Table:
             if isinstance(row, str) and len(row) > LONGEST:
                 raise too_long(f"{self.name}, row {number}")
             yield tokens_of(row, f"{self.name}, row {number}", self.column)
+
+
+def check_expansion(metadata: Any, path: epath.Path | str) -> None:
+    """Refuses a Parquet file whose metadata say that it takes very much more memory than it has bytes."""
+    groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
+    for chunk in (group.column(number) for group in groups for number in range(group.num_columns)):
+        # Equal values take next to nothing in the file, and are counted nevertheless.
+        size = max(chunk.total_uncompressed_size - LONGEST, VALUE * chunk.num_values - 4 * LONGEST)
+        if size > MOST_EXPANDED * max(1, chunk.total_compressed_size):
+            raise InputError(
+                f"{path} would take {size:,} bytes of memory or more for {chunk.total_compressed_size:,} in the file; "
+                "write it again, in smaller groups of rows"
+            )
 
 
 Source = TextFile | StandardInput | Records | Table

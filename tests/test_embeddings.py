@@ -508,6 +508,18 @@ def test_parquet_of_other_types(tmp_path, tokens, vectors):
             found[0]
 
 
+def test_parquet_of_equal_numbers(tmp_path):
+    """Of which a small file holds as many as it says."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    key = json.dumps({"dtype": "float32", "all layers": None, "width": 10**4, "pool": "mean"})
+    vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(np.zeros(2 * 10**7, np.float32)), 10**4)
+    table = arrow.table({"tokens": [["a"]] * len(vectors), "vectors": vectors})
+    parquet.write_table(table.replace_schema_metadata({"elmo_jax": key}), tmp_path / "v.parquet")
+    assert (tmp_path / "v.parquet").stat().st_size < 10**5
+    with pytest.raises(InputError, match="v.parquet: it would take"):
+        read_embeddings(tmp_path / "v.parquet")
+
+
 @pytest.mark.parametrize("mark", [b"SNOD", b"TREE", b"HEAP"])
 def test_a_dump_whose_names_are_damaged(tmp_path, mark):
     """What HDF5 finds only when it looks for names."""

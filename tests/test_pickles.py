@@ -167,6 +167,17 @@ def test_other_files_are_refused(tmp_path, name):
         pass
 
 
+def test_a_member_that_is_larger_than_the_file(tmp_path):
+    """It is not read, for which as much memory would be taken first."""
+    path = zipped(tmp_path / "weights.th", {"a": tensor(4, 0, (4,), (1,))}, {"0": FOUR})
+    content = bytearray(path.read_bytes())
+    place = content.rindex(b"PK\1\2")
+    content[place + 20 : place + 28] = (2**31 - 1).to_bytes(4, "little") * 2
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="data/0 is not whole"), open_torch(path) as file:
+        file.floats("a")
+
+
 def test_compressed_and_other_zip_files_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "packed", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", pickled({"a" * 1000: 1}))
