@@ -14,7 +14,7 @@ from typing import IO
 
 import h5py
 import numpy as np
-from h5py import h5d, h5p, h5s, h5t, h5z
+from h5py import h5d, h5f, h5fd, h5p, h5s, h5t, h5z
 
 from elmo_jax.errors import InputError, brief
 from elmo_jax.files import reading, unwritable, writing
@@ -22,8 +22,8 @@ from elmo_jax.files import reading, unwritable, writing
 FLOATS = (h5t.IEEE_F16LE, h5t.IEEE_F16BE, h5t.IEEE_F32LE, h5t.IEEE_F32BE, h5t.IEEE_F64LE, h5t.IEEE_F64BE)
 # Deflated data comes to at most so many times its size (1032, by the format).
 MOST_DEFLATED = 1040
-# What the metadata of a file that is written may hold of the memory, so that it does not grow with the datasets.
-METADATA_CACHE = 1 << 21
+# Bytes of memory that the metadata of a file may take which is written, however many datasets it has.
+METADATA_CACHE = 1 << 22
 # Bytes that are reserved beyond the data, for what HDF5 notes about them; its table of names grows by doubling.
 SPARE, SPARE_PER_DATASET = 1 << 20, 32
 # And for the index of an array that is compressed.
@@ -184,15 +184,25 @@ class HDF5Writer:
         shutil.copyfileobj(text, self._raw)
 
 
+def _empty() -> bytes:
+    """An HDF5 file without anything, and without the time."""
+    access, creation, image = h5p.create(h5p.FILE_ACCESS), h5p.create(h5p.FILE_CREATE), io.BytesIO()
+    access.set_fileobj_driver(h5fd.fileobj_driver, image)
+    access.set_libver_bounds(h5f.LIBVER_V18, h5f.LIBVER_V18)
+    creation.set_obj_track_times(False)
+    h5f.create(b"empty", h5f.ACC_TRUNC, creation, access).close()
+    return image.getvalue()
+
+
 @contextlib.contextmanager
 def writing_hdf5(path: Path) -> Iterator[HDF5Writer]:
-    """An HDF5 file that appears at `path` when it is whole."""
-    with h5py.File("empty", "w", driver="core", backing_store=False) as empty:
-        empty.flush()
-        image = empty.id.get_file_image()
+    """An HDF5 file that appears at `path` when it is whole.
+
+    Of the format of HDF5 1.8 (2008), whose groups need not be in memory as a whole, as the first format's names are.
+    """
     with writing(path) as partial:
-        partial.write_bytes(image)  # so that opening it leaves nothing to write should there be no room for more
-        with partial.open("r+b", buffering=0) as raw, h5py.File(partial, "r+") as file:
+        partial.write_bytes(_empty())  # so that opening it leaves nothing to write should there be no room for more
+        with partial.open("r+b", buffering=0) as raw, h5py.File(partial, "r+", libver=("v108", "v108")) as file:
             cache = file.id.get_mdc_config()
             cache.set_initial_size, cache.initial_size = True, METADATA_CACHE
             cache.min_size = cache.max_size = METADATA_CACHE

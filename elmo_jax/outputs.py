@@ -57,7 +57,7 @@ MAKING = "output"
 # Bytes of the vectors, and sentences, in a group of rows of Parquet.
 GROUP_BYTES, GROUP_SENTENCES = 2**24, 2**16
 # Bytes that HDF5 takes for each dataset beside its values, and more for one that is compressed.
-DATASET_BYTES, CHUNKED_BYTES = 420, 3200
+DATASET_BYTES, CHUNKED_BYTES = 320, 3200
 
 
 class Total(NamedTuple):
