@@ -1,5 +1,6 @@
 """The fuzzer: it begins with valid files, and finds what it looks for. What it found are tests of what was wrong."""
 
+import contextlib
 import importlib.util
 import json
 import subprocess
@@ -91,6 +92,29 @@ def test_what_is_found(run, monkeypatch):
         reads(refuses)
     with pytest.raises(Finding, match="was left among temporary files"):
         reads(leaves)
+
+
+def test_what_is_watched(tmp_path):
+    """Python's own files may be read, those of the folder written; nothing else, and nothing is run."""
+    pytest.importorskip("atheris")
+    from fuzz.worker import Watch
+
+    (tmp_path / "inside").mkdir()
+    watch = Watch(tmp_path / "inside", str(ROOT / "fuzz"))
+    watch.watching = True
+    (tmp_path / "inside/file").write_text("")
+    (tmp_path / "inside/file").unlink()
+    open(json.__file__).close()
+    assert watch.seen == []
+    with contextlib.suppress(OSError):
+        (tmp_path / "inside/../file").write_text("")
+    with contextlib.suppress(OSError):
+        open("/etc/hostname").close()
+    subprocess.run([sys.executable, "-c", ""])
+    (tmp_path / "file").unlink()
+    watch.watching = False
+    assert [seen.split()[0] for seen in watch.seen][:3] == ["open", "open", "subprocess.Popen"]
+    assert watch.seen[-1] == f"os.remove {tmp_path / 'file'}"
 
 
 @pytest.mark.slow
