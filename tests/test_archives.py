@@ -49,7 +49,9 @@ def members_of(path: Path) -> dict[str, bytes]:
         return {info.name: archive.extractfile(info).read() for info in archive if info.isfile()}
 
 
-@pytest.mark.parametrize(("name", "options"), [("classifier", None), ("two_mixes", OPTIONS)])
+@pytest.mark.parametrize(
+    ("name", "options"), [pytest.param("classifier", None, marks=pytest.mark.slow), ("two_mixes", OPTIONS)]
+)
 def test_allennlp_computes_the_same(name, options):
     """The mixes of archives that AllenNLP wrote, with and without layer norm, LSTM state zero."""
     expected = np.load(DATA / "vectors.npz")
@@ -127,6 +129,7 @@ def test_simple_elmo_computes_the_same():
         assert relative_error(found.mean(0), expected[f"average_{number}"]) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_a_zip_as_simple_elmo_has_it(tmp_path, folder):
     """NLPL's layout, and the same in a folder of its own."""
     members = {"meta.json": b"{}", "vocab.txt": b"<S>\n</S>\n<UNK>\nthe\n"}

@@ -74,6 +74,7 @@ def peaks(count, folder):
     return list(map(int, subprocess.check_output(command, cwd=ROOT).split()))
 
 
+@pytest.mark.slow
 def test_the_text_is_not_held(tmp_path):
     """9,000 sentences more are 1.5 MB of text more."""
     assert peaks(10_000, tmp_path)[0] < peaks(1000, tmp_path)[0] + 300_000

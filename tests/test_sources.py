@@ -607,6 +607,7 @@ def test_what_needs_an_extra_says_so(tmp_path, monkeypatch, name, extra):
         list(read_input([f"{tmp_path}/{name}"]))
 
 
+@pytest.mark.slow
 def test_embed_reads_any_format(tmp_path, folder):
     """The same vectors, and those of the column that is asked for."""
     (tmp_path / "a.txt").write_text("the cat\n\nsat on\n")

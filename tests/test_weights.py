@@ -311,7 +311,7 @@ print(*ends["own"], *ends["plain"])
 """
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [50, pytest.param(3000, marks=pytest.mark.slow)])
 def test_damaged_files(tmp_path, count):
     """Every damage is one error, or our own file is read as it was, others as finite numbers: no crash, no wait."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
