@@ -14,7 +14,7 @@ from typing import IO
 
 import h5py
 import numpy as np
-from h5py import h5d, h5f, h5fd, h5p, h5s, h5t, h5z
+from h5py import h5d, h5f, h5fd, h5g, h5p, h5s, h5t, h5z
 
 from elmo_jax.errors import InputError, brief
 from elmo_jax.files import reading, unwritable, writing
@@ -166,6 +166,11 @@ class HDF5Writer:
     def add(self, name: str, array: np.ndarray, gzip: bool = False) -> h5py.Dataset:
         """Writes an array, compressed if `gzip` and there is anything in it."""
         self._datasets += 1
+        untimed = h5p.create(h5p.GROUP_CREATE)
+        untimed.set_obj_track_times(False)  # the same arrays make the same file
+        for group in accumulate(name.split("/")[:-1], "{}/{}".format):
+            if group not in self.file:
+                h5g.create(self.file.id, group.encode(), gcpl=untimed)
         compressed = {"compression": "gzip", "chunks": array.shape} if gzip and array.size else {}
         self.reserve(array.nbytes + (CHUNKED if compressed else 0))
         return self.file.create_dataset(name, data=array, **compressed)
