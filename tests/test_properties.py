@@ -220,6 +220,7 @@ def test_weights_come_back_from_every_container(place, values, words):
     found = {name: {key: numbers(array) for key, array in module.items()} for name, module in model.parameters.items()}
     expected = as_parameters(TINY, arrays)
     assert found == {name: {key: numbers(own) for key, own in module.items()} for name, module in expected.items()}
+    assert (place / "step0/weights.hdf5").read_bytes() == (place / "step2/weights.hdf5").read_bytes()
 
 
 @few
