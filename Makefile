@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow notebook peers compilers
+.PHONY: demo test test-slow fuzz notebook peers compilers
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -22,10 +22,15 @@ test: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --quiet -m "not slow" --numprocesses auto --dist worksteal
 
-# Many runs, much text, several processes; TensorFlow, to read its checkpoints. Minutes rather than seconds.
+# Many runs, much text, several processes; Ray, for a cluster of two nodes. Minutes rather than seconds.
 test-slow: .venv/installed
-	$(BIN)/pip install --quiet tensorflow-cpu==2.21.0
+	$(BIN)/pip install --quiet 'ray[data]==2.60.0'
 	$(BIN)/python -m pytest --quiet -m slow --numprocesses 2 --dist worksteal
+
+# Every reader of files, one after the other: twenty minutes. The counts are added to those of fuzz/results.json.
+fuzz: .venv/installed
+	$(BIN)/pip install --quiet atheris==3.0.0
+	$(BIN)/python -m fuzz --minutes 20
 
 # Runs the notebooks with the demo's model and keeps what they show.
 notebook: .venv/installed

@@ -14,8 +14,8 @@ from benchmarks import operations, tables
 from benchmarks.embedding import write_random_model
 from benchmarks.systems import RESULTS, ROOT, System, command, machine, python_of, save, spread
 from elmo_jax.config import Precision, load_config
-from elmo_jax.corpus import read_input
 from elmo_jax.errors import exit_on_bad_input
+from elmo_jax.sources import read_input
 
 # Name, options of embed_iter, constants of elmo_jax.engine.
 CHANGES = (
@@ -47,7 +47,7 @@ def benchmark(
         output: JSON file to write.
     """
     model = load_config(config, ROOT / "configs").model
-    chosen = [tokens for tokens in read_input(text) if tokens][:sentences]
+    chosen = [tokens for tokens in read_input([text]) if tokens][:sentences]
     tokens = sum(map(len, chosen))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "text.txt"

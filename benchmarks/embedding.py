@@ -16,9 +16,9 @@ from tqdm import tqdm
 from benchmarks import operations, tables
 from benchmarks.systems import ROOT, System, command, machine, python_of, result_path, save, spread
 from elmo_jax.config import ModelConfig, Precision, load_config, to_options
-from elmo_jax.corpus import read_input
 from elmo_jax.errors import exit_on_bad_input
 from elmo_jax.modules import init_bilm
+from elmo_jax.sources import read_input
 from elmo_jax.weights import named_weights, write_arrays
 
 # Sentences that are embedded alone, to measure latency, after others that warm the system up.
@@ -49,7 +49,7 @@ def benchmark(
         output: JSON file to write; by default results/embedding-CONFIG-DEVICE.json beside this module.
     """
     model = load_config(config, ROOT / "configs").model
-    chosen = [tokens for tokens in read_input(text) if tokens][:sentences]
+    chosen = [tokens for tokens in read_input([text]) if tokens][:sentences]
     tokens, useful = sum(map(len, chosen)), operations.of_text(model, chosen)
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "text.txt"

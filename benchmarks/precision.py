@@ -15,8 +15,8 @@ from benchmarks import tables
 from benchmarks.embedding import write_random_model
 from benchmarks.systems import RESULTS, ROOT, command, machine, save
 from elmo_jax.config import load_config
-from elmo_jax.corpus import read_input
 from elmo_jax.errors import exit_on_bad_input
+from elmo_jax.sources import read_input
 
 
 def benchmark(
@@ -31,7 +31,7 @@ def benchmark(
         sentences: Only the first so many of the text.
         output: JSON file to write; by default results/precision-NAME.json beside this module.
     """
-    chosen = [tokens for tokens in read_input(text) if tokens][:sentences]
+    chosen = [tokens for tokens in read_input([text]) if tokens][:sentences]
     with tempfile.TemporaryDirectory() as folder:
         if model is None:
             write_random_model(Path(folder) / "model", load_config(config, ROOT / "configs").model)

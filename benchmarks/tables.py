@@ -87,6 +87,38 @@ def text_length(result: dict) -> str:
     return markdown(heads, rows) + "\n" + note
 
 
+def output(result: dict) -> str:
+    """The table of `benchmarks.output`."""
+    heads, rows = ["what", "tokens/s (min – max)", "of embedding alone (min – max)", "written", "a second"], []
+    for row in result["formats"]:
+        speed, share = row["tokens_per_second"], row["of_embedding_alone"]
+        written = row["format"] is not None
+        rows.append(
+            [
+                f"into {row['format']}, {result['dtype']}" if written else "embedding alone",
+                f"{speed['median']:,.0f} ({speed['min']:,.0f} – {speed['max']:,.0f})",
+                f"{share['median']:.3f} ({share['min']:.3f} – {share['max']:.3f})",
+                f"{row['bytes'] / 1e6:,.1f} MB" if written else "",
+                f"{row['bytes_per_second'] / 1e6:,.1f} MB" if written else "",
+            ]
+        )
+    note = (
+        f"Config {result['config']}, {result['precision']}, {result['sentences']:,} sentences, {result['tokens']:,} "
+        f"tokens, {result['repeats']} rounds. {about(result)}.\n"
+    )
+    return markdown(heads, rows) + "\n" + note
+
+
+def output_memory(result: dict) -> str:
+    """The table of `benchmarks.output_memory`."""
+    few, many = result["sentences"]
+    heads, rows = ["format", f"peak memory, {few:,} sentences", f"{many:,} sentences", "ratio"], []
+    for row in result["formats"]:
+        one, other = row["peak_memory_bytes"]
+        rows.append([row["format"], f"{one / 2**20:,.0f} MiB", f"{other / 2**20:,.0f} MiB", f"{other / one:.3f}"])
+    return markdown(heads, rows) + f"\nConfig {result['config']}. {about(result)}.\n"
+
+
 def precision(result: dict) -> str:
     """The table of `benchmarks.precision`."""
     heads, rows = ["layer", "relative error (norm)", "relative error (largest)"], []
@@ -372,6 +404,8 @@ TABLES = {
     for table in (
         embedding,
         text_length,
+        output,
+        output_memory,
         precision,
         training,
         curves,

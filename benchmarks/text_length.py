@@ -14,8 +14,8 @@ from benchmarks import tables
 from benchmarks.embedding import write_random_model
 from benchmarks.systems import RESULTS, ROOT, System, command, machine, python_of, save, spread
 from elmo_jax.config import Precision, load_config
-from elmo_jax.corpus import read_input
 from elmo_jax.errors import InputError, exit_on_bad_input
+from elmo_jax.sources import read_input
 
 
 def benchmark(
@@ -37,7 +37,7 @@ def benchmark(
         output: JSON file to write.
     """
     model = load_config(config, ROOT / "configs").model
-    sentences = [sentence for sentence in read_input(text) if sentence]
+    sentences = [sentence for sentence in read_input([text]) if sentence]
     with tempfile.TemporaryDirectory() as folder:
         write_random_model(Path(folder) / "model", model)
         systems, lengths = [], []

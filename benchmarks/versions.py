@@ -23,8 +23,9 @@ from benchmarks.embedding import write_random_model
 from benchmarks.systems import ROOT, System, command, machine, python_of, result_path, save, spread
 from benchmarks.training import worker_options, write_vocabulary
 from elmo_jax.config import Config, Precision, load_config
-from elmo_jax.corpus import WordCounts, read_input, sentences
+from elmo_jax.corpus import WordCounts, sentences
 from elmo_jax.errors import InputError, exit_on_bad_input
+from elmo_jax.sources import read_input
 from elmo_jax.vocabulary import Vocabulary
 
 WORKERS = {"embedding": "embed_with_elmo_jax.py", "training": "train_with_elmo_jax.py"}
@@ -129,7 +130,7 @@ def benchmark(
             raise InputError(f"--other is {other}; give the root of a checkout, with its benchmarks/workers/{script}")
     chosen, roots = load_config(config), [ROOT, other.resolve()]
     chosen = replace(chosen, train=replace(chosen.train, batch_size=rows))
-    lines = [tokens for tokens in read_input(text) if tokens][:sentences_embedded]
+    lines = [tokens for tokens in read_input([text]) if tokens][:sentences_embedded]
     known = Vocabulary.from_counts(WordCounts(sentences((text,), "--text")))
     pairs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:

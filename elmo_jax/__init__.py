@@ -6,28 +6,34 @@ sentence begins. *Word types:* the char CNN runs once per distinct word. *Explic
 (parameters, state, window) → (activations, state), so that state can be saved, compared and divided.
 
 A sentence to embed goes through `elmo` (checked), `streams` (laid in a row), `word_vectors` (its words spelled by
-`char_cnn`), `engine` (`model` and `lstm` over each window, vectors joined) and `dump` (written). A batch to train on:
-`corpus` (numbered), `streams` (windows), `training` (`model`, `losses`, Adagrad, on every device by `parallel`);
+`char_cnn`), `engine` (`model` and `lstm` over each window, vectors joined) and `outputs` (written). A batch to train
+on: `corpus` (numbered), `streams` (windows), `training` (`model`, `losses`, Adagrad, on every device by `parallel`);
 `pretraining` repeats that, reports and saves (`checkpoint`, `workdir`).
 """
 
 from typing import TYPE_CHECKING
 
 from elmo_jax.config import Config, DataConfig, ModelConfig, TrainConfig
-from elmo_jax.elmo import Elmo, Mix, load
+from elmo_jax.dataset_column import EmbeddingColumn
+from elmo_jax.elmo import Elmo, load
+from elmo_jax.embeddings import Embeddings, read_embeddings
 from elmo_jax.errors import InputError
+from elmo_jax.mix import Mix
 
 __all__ = [
     "BiLM",
     "Config",
     "DataConfig",
     "Elmo",
+    "EmbeddingColumn",
+    "Embeddings",
     "InputError",
     "Mix",
     "ModelConfig",
     "ScalarMix",
     "TrainConfig",
     "load",
+    "read_embeddings",
 ]
 __version__ = "0.2.0"
 

@@ -67,7 +67,7 @@ def read_description(folder: Path, key: Any) -> dict[str, Any]:
             raise Unusable("is of other files, or these have changed")
     except FileNotFoundError:
         raise Unusable(f"has no {DESCRIPTION}" if folder.exists() else "") from None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise Unusable(f"has a {DESCRIPTION} that cannot be read") from None
     return description
 

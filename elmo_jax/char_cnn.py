@@ -34,15 +34,15 @@ HIGHWAY = ("transform_kernel", "transform_bias", "carry_kernel", "carry_bias")
 
 def char_cnn_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter."""
-    shapes: dict[str, tuple[int, ...]] = {"embedding": (CHARACTERS, model.character_dim)}
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (model.alphabet or CHARACTERS, model.character_dim)}
     for number, (width, filters) in enumerate(model.filters):
         shapes[f"kernel_{number}"] = (1, width, model.character_dim, filters)
         shapes[f"bias_{number}"] = (filters,)
     for number in range(model.highway_layers):
         for name in HIGHWAY:
             shapes[f"{name}_{number}"] = (model.filter_dim,) * (2 if name.endswith("kernel") else 1)
-    if model.filter_dim != model.projection_dim:
-        shapes["projection_kernel"] = (model.filter_dim, model.projection_dim)
+    if model.projects:
+        shapes["projection_kernel"] = (model.filter_dim + model.word_dim, model.projection_dim)
         shapes["projection_bias"] = (model.projection_dim,)
     return shapes
 
@@ -51,9 +51,15 @@ def char_cnn_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 @jax.named_scope("char_cnn")
-def spelled_vectors(parameters: dict, characters: jax.Array, model: ModelConfig, precision: Precision) -> jax.Array:
-    """Character ids [c, C] → word vectors [c, P] (Kim et al. 2015; Peters et al. 2018, section 3.4)."""
-    return highways(parameters, convolutions(parameters, characters, model, precision), model, precision)[0]
+def spelled_vectors(
+    parameters: dict, characters: jax.Array, model: ModelConfig, precision: Precision, words: jax.Array | None = None
+) -> jax.Array:
+    """Character ids [c, C] → word vectors [c, P] (Kim et al. 2015; Peters et al. 2018, section 3.4).
+
+    `words` [c, W] are the words' own vectors where the model has some: they come before the characters' features.
+    """
+    features = convolutions(parameters, characters, model, precision)
+    return highways(parameters, features, model, precision, words=words)[0]
 
 
 def convolutions(parameters: dict, characters: jax.Array, model: ModelConfig, precision: Precision) -> jax.Array:
@@ -79,12 +85,17 @@ def highway(x: jax.Array, gate: jax.Array, transformed: jax.Array) -> jax.Array:
 
 
 def highways(
-    parameters: dict, x: jax.Array, model: ModelConfig, precision: Precision, multiply: Callable = product
+    parameters: dict,
+    x: jax.Array,
+    model: ModelConfig,
+    precision: Precision,
+    multiply: Callable = product,
+    words: jax.Array | None = None,
 ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
     """Features [c, F] → word vectors [c, P], and each highway layer's gate and transformation, for the backward pass.
 
     Highway layer (Srivastava et al. 2015): g · relu(x Wt + bt) + (1 - g) · x, g = σ(x Wc + bc). `multiply` takes the
-    kernels as they are given.
+    kernels as they are given; `words` as in `spelled_vectors`.
     """
     layers = []
     for number in range(model.highway_layers):
@@ -95,6 +106,8 @@ def highways(
         transformed = jax.nn.relu(multiply(x, transform_kernel, precision) + transform_bias[None])
         layers.append((gate, transformed))
         x = highway(x, gate, transformed)
+    if words is not None:
+        x = jnp.concatenate([words, x], -1)
     if "projection_kernel" in parameters:
         x = multiply(x, parameters["projection_kernel"], precision) + parameters["projection_bias"][None]
     return x, layers
@@ -213,12 +226,14 @@ def _convolution_form():
 
 
 @jax.named_scope("char_cnn")
-def quickly_spelled(parameters: dict, characters: jax.Array, model: ModelConfig, precision: Precision) -> jax.Array:
+def quickly_spelled(
+    parameters: dict, characters: jax.Array, model: ModelConfig, precision: Precision, words: jax.Array | None = None
+) -> jax.Array:
     """`spelled_vectors` in the form for the platform, of words whose columns [c, C] have been cut to their longest."""
     if form().narrow_chunks:
-        return spelled_vectors(parameters, characters, model, precision)
+        return spelled_vectors(parameters, characters, model, precision, words)
     features, _ = _merged_convolutions(parameters, characters, model, precision)
-    return highways(parameters, features, model, precision)[0]
+    return highways(parameters, features, model, precision, words=words)[0]
 
 
 def _narrow_convolutions(parameters, characters, model, precision):
@@ -295,7 +310,10 @@ def _one_hot(characters):
 def _patches(parameters, characters, model, precision):
     """What the widest filter reads at each position, zeros behind the end [C, c, width · E]."""
     columns, width = characters.shape[1], model.widest_filter
-    embedded = product(_one_hot(characters), parameters["embedding"], precision)
+    if model.alphabet is None:
+        embedded = product(_one_hot(characters), parameters["embedding"], precision)
+    else:  # too many for a product
+        embedded = parameters["embedding"][characters.T.astype(jnp.int32)]
     padded = jnp.pad(packed(embedded, precision), ((0, width - 1), (0, 0), (0, 0)))
     return jnp.concatenate([padded[place : place + columns] for place in range(width)], -1)
 

@@ -1,10 +1,7 @@
-"""The commands `elmo-jax train | embed | vocab | tokenize | perplexity | nearest | convert | export`."""
+"""The commands: `elmo-jax train | embed | models | download | vocab | tokenize | perplexity | nearest | ...`."""
 
-import contextlib
 import functools
-import itertools
 import time
-from collections.abc import Iterator
 from typing import Literal
 
 import tyro
@@ -13,30 +10,24 @@ from tqdm import tqdm
 import elmo_jax
 from elmo_jax.arrays import Unwritable
 from elmo_jax.compilation import keep_compiled
-from elmo_jax.config import Precision
-from elmo_jax.corpus import BUILTIN, Corpus, WordCounts, cached, count_words, find_files, read_input, sentences
+from elmo_jax.config import Precision, TextFormat, check_trainable
+from elmo_jax.convert import Form, write_as
+from elmo_jax.corpus import BUILTIN, Corpus, WordCounts, cached, count_words, sentences
 from elmo_jax.dump import nearest as nearest_in_dump
-from elmo_jax.dump import write_hdf5
-from elmo_jax.elmo import Layers, Mix, StateMode, load
-from elmo_jax.errors import InputError, exit_on_bad_input
+from elmo_jax.elmo import Layers, StateMode, load
+from elmo_jax.engine import Pool
+from elmo_jax.errors import InputError, exit_on_bad_input, needing
 from elmo_jax.files import as_path, check_output
+from elmo_jax.folders import model_files, read_folder
+from elmo_jax.mix import Mix
 from elmo_jax.model import start_state
+from elmo_jax.outputs import Compression, Shard, Target, VectorType, Writer
+from elmo_jax.published import MODELS, here, local
+from elmo_jax.published import download as download_model
+from elmo_jax.sources import TextForm, files_of, read_input
 from elmo_jax.streams import LanguageModelStream, prefetch, word_encoder
 from elmo_jax.vocabulary import Vocabulary
-from elmo_jax.weights import ModelFolder, model_files, read_folder, read_model, write_folder
-
-
-@contextlib.contextmanager
-def needing(extra: str) -> Iterator[None]:
-    """Says which extra to install where a package is missing."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        name = (error.name or "").split(".")[0]
-        raise InputError(
-            f"this needs the package {name}, which the extra {extra} brings: pip install '.[{extra}]' in the folder of "
-            "the project"
-        ) from None
+from elmo_jax.weights import ModelFolder, read_model, write_folder
 
 
 def train(argv: list[str]) -> None:
@@ -63,45 +54,102 @@ def embed(
     precision: Precision = "float32",
     boundaries: bool = False,
     batch_size: int | None = None,
+    mix: str | None = None,
     mix_weights: tuple[float, ...] = (),
     mix_gamma: float = 1.0,
+    text_format: TextFormat | None = None,
+    text_column: str | None = None,
+    pool: Pool | None = None,
+    dtype: VectorType = "float32",
+    compression: Compression | None = None,
+    shard: str | None = None,
 ) -> None:
-    """Writes the vectors of every line of a text in the HDF5 format of bilm-tf and AllenNLP.
+    """Writes the vectors of every line of a text, in the format that the end of the output's name says.
 
-    Dataset "i" holds line i (from 0): [tokens, 2P], or [L + 1, tokens, 2P] with --layers all. A blank line has no
-    tokens, [0, 2P]. The tokens <S> and </S> in a line are read as the boundary marks that they name.
+    .hdf5 or .h5: that of bilm-tf and AllenNLP: dataset "i" holds line i (from 0): [tokens, 2P], or [L + 1, tokens, 2P]
+    with --layers all. .parquet: a row for each line. None: a folder, vectors in one array that is mapped into memory.
+    elmo_jax.read_embeddings reads them all. A blank line has no tokens, [0, 2P]. The tokens <S> and </S> in a line are
+    read as the boundary marks that they name.
+
+    Stopped at any moment, the same command goes on where it was, with what it keeps in OUTPUT.partial, and the output
+    is the same (of standard input, give the same text again; with --state carry it begins again).
 
     Args:
-        input: Text file, UTF-8, plain or .gz: a sentence a line, tokens separated by spaces; "-" reads standard input.
-        output: HDF5 file to write; it appears only when it is whole.
-        model: Model folder (options.json, weights.hdf5, perhaps vocab.txt) or training workdir.
+        input: Text file or glob, UTF-8, plain or .gz, .bz2, .xz, .zst: a sentence a line, tokens separated by spaces;
+            or .jsonl, .conllu, .conll, .parquet; or tfds:DATASET/SPLIT; "-" reads standard input.
+        output: File or folder to write; it appears only when it is whole.
+        model: Name of a published model (`elmo-jax models` lists them), model folder (options.json, weights.hdf5,
+            perhaps vocab.txt), training workdir, folder of ELMoForManyLangs, or archive (.zip of NLPL, .tar.gz of
+            AllenNLP, which may need --options).
         options: In place of --model: the model's options.json, with --weights.
         weights: In place of --model: the model's weights.hdf5, with --options.
         vocab: With --options and --weights: vocabulary, for models without characters.
-        layers: Average of all layers, the top layer, all layers, or their mix by --mix_weights.
+        layers: Average of all layers, the top layer, all layers, or their mix: that of --mix or --mix_weights, else the
+            one that was learned with the model.
         state: LSTM state at the beginning of a sentence: a fixed warm state, zero, or carried on from the sentence
             before in the same row (bilm-tf's stateful behaviour).
         precision: Inputs of the matrix products, which are summed in float32.
         boundaries: Keep the vectors of the boundaries <S> and </S>.
         batch_size: Rows of sentences read at a time; by default chosen by the length of the text.
+        mix: With --layers mix: JSON file, {"weights": [0.1, 0.2, 0.7], "gamma": 1.0, "layer_norm": false}.
         mix_weights: With --layers mix: a number for each layer, word vectors first; a softmax makes them sum to 1.
         mix_gamma: With --layers mix: factor of the sum.
+        text_format: Format of the text; by default what the end of the file's name says, else lines.
+        text_column: Field of JSON lines or column of Parquet, "tokens" by default: lists of tokens or text. Number of
+            the column of CoNLL, from 1, or name of that of CoNLL-U, FORM by default.
+        pool: One vector for each line: the mean, or number by number the largest, of its tokens' vectors.
+        dtype: Numbers of the output; float16 takes half the room.
+        compression: Of .hdf5 and .parquet. Vectors shrink by a tenth or less; in HDF5 a line takes 3 kB more.
+        shard: I/N embeds a part of the text into the folder OUTPUT, where the parts 0/N to N-1/N, of as many processes
+            or machines, make up the whole.
     """
-    files = (options, weights, vocab)
-    only_model = model is not None and not any(files)
-    check_output(output, None if input == "-" else input, *(model_files(model) if only_model else (model, *files)))
+    part = None if shard is None else Shard.parse(shard)
+    target = Target.of(output, part)
+    if model is not None and weights is vocab is None:
+        model = local(model)
+        files = [*model_files(model), options, mix]
+    else:
+        files = [model, options, weights, vocab, mix]
+    target.check([*files_of([input], "--input"), *files])
     if model is None and (options is None or weights is None):
         raise InputError("which model? Give --model FOLDER, or --options FILE and --weights FILE")
-    if (layers == "mix") != bool(mix_weights):
-        raise InputError("--layers mix and --mix_weights go together; give both, or neither")
+    if mix is not None and mix_weights:
+        raise InputError("--mix and --mix_weights exclude each other")
+    learned = None if mix is None else Mix.load(mix)
+    if mix_weights:
+        learned = Mix(mix_weights, mix_gamma)
+    if layers != "mix" and learned is not None:
+        raise InputError("--layers mix and --mix or --mix_weights go together; give both, or neither")
     elmo = load(model, options=options, weights=weights, vocab=vocab)
-    mix = Mix(mix_weights, mix_gamma) if mix_weights else None
-    lines, written = itertools.tee(read_input(input))
-    vectors = elmo.embed_iter(
-        lines, layers=layers, state=state, precision=precision, boundaries=boundaries, batch_size=batch_size, mix=mix
-    )
-    write_hdf5(output, written, tqdm(vectors, "embedding", unit=" sentences"))
-    print(f"wrote {output}")
+    read = functools.partial(read_input, [input], text_format, text_column)
+    chosen = {"layers": layers, "state": state, "precision": precision, "boundaries": boundaries}
+    chosen |= {"batch_size": batch_size, "mix": learned, "pool": pool}
+    print(Writer(elmo, read, target, chosen, dtype, compression, part).write())
+
+
+def models() -> None:
+    """Lists the published models that --model, --init and elmo_jax.load take by name: size, licence, what it is.
+
+    A star stands before those that have been downloaded.
+    """
+    width = max(map(len, MODELS))
+    for name, model in MODELS.items():
+        size = "?" if model.size is None else f"{model.size / 1e6:,.0f} MB"
+        print(f"{'*' if here(name) else ' '} {name:{width}} {size:>8}  {model.licence:15}  {model.what}")
+
+
+def download(name: tyro.conf.Positional[str]) -> None:
+    """Downloads a published model into the user's cache, where loading it finds it, and prints its folder.
+
+    The cache is elmo_jax/models in $XDG_CACHE_HOME or ~/.cache. With ELMO_JAX_MODELS=https://MIRROR in the environment
+    the files come from there, under the paths that they have where they were published. A download that was cut goes on
+    where it stopped.
+
+    Args:
+        name: One of those that `elmo-jax models` lists, or hf://OWNER/NAME[@REVISION] for a repository of the Hugging
+            Face Hub, which is kept in the Hub's own cache.
+    """
+    print(download_model(name))
 
 
 def vocab(
@@ -110,23 +158,28 @@ def vocab(
     max_size: int | None = None,
     min_count: int = 1,
     max_characters: int = 50,
+    text_format: TextFormat | None = None,
+    text_column: str | None = None,
 ) -> None:
     """Counts the words of a text and writes a vocabulary: <S>, </S>, <UNK>, then the words, most frequent first.
 
     Args:
-        text: Text files or globs, plain or .gz, tfds:DATASET/SPLIT, or "builtin".
+        text: Text files or globs, as --data.train, tfds:DATASET/SPLIT, "-" for standard input, or "builtin".
         output: File to write, a word a line.
         max_size: Words to keep at most, the three special ones included.
         min_count: Leave out words that occur less often.
         max_characters: Limit of the model, begin and end of word included, for the report of words that it cuts.
+        text_format: Format of the text; by default what the end of the file's name says, else lines.
+        text_column: Field of JSON lines or column of Parquet, "tokens" by default: lists of tokens or text. Number of
+            the column of CoNLL, from 1, or name of that of CoNLL-U, FORM by default.
     """
     if not text:
         raise InputError("which text? Give elmo-jax vocab TEXT... --output FILE")
     if max_size is not None and max_size < 3:
         raise InputError(f"max_size is {max_size}; it must be 3 or more, for <S>, </S> and <UNK>")
-    files = [name for name in text if name != "builtin" and not name.startswith("tfds:")]
-    check_output(output, *map(str, find_files(files, "TEXT")))
-    counts = WordCounts(sentences(text, "TEXT", progress="counting words"))
+    check_output(output, *files_of((name for name in text if name != BUILTIN), "TEXT"))
+    form = TextForm(text_format, text_column)
+    counts = WordCounts(sentences(text, "TEXT", progress="counting words", form=form))
     if not counts.tokens:
         raise InputError(f"{' '.join(text)} has no words; give text with a sentence a line, tokens separated by spaces")
     vocabulary = Vocabulary.from_counts(counts, max_size, min_count)
@@ -144,23 +197,33 @@ def vocab(
     )
 
 
-def tokenize(text: tyro.conf.Positional[tuple[str, ...]], vocab: str | None = None, cache: str | None = None) -> None:
+def tokenize(
+    text: tyro.conf.Positional[tuple[str, ...]],
+    vocab: str | None = None,
+    cache: str | None = None,
+    text_format: TextFormat | None = None,
+    text_column: str | None = None,
+) -> None:
     """Keeps the numbers of a text, so that every later start of training on it begins at once.
 
     Training does the same at its first start; this does it ahead, where no devices wait. `elmo-jax train` finds them
     by the text's files, which must not have changed, and the vocabulary. Interrupted, it goes on where it was.
 
     Args:
-        text: Text files or globs, plain or .gz, or tfds:DATASET/SPLIT: all that --data.train (or --data.heldout) names.
+        text: Text files or globs, or tfds:DATASET/SPLIT: all that --data.train (or --data.heldout) names.
         vocab: Vocabulary, as --data.vocab; by default counted from the text, as in training.
         cache: Folder to keep them in, as --data.cache; by default elmo_jax/text in $XDG_CACHE_HOME or ~/.cache.
+        text_format: As --data.text_format: by default what the end of the file's name says, else lines.
+        text_column: Field of JSON lines or column of Parquet, "tokens" by default: lists of tokens or text. Number of
+            the column of CoNLL, from 1, or name of that of CoNLL-U, FORM by default.
     """
     if not text or text == (BUILTIN,):
         raise InputError("which text? Give elmo-jax tokenize TEXT...: files or tfds:DATASET/SPLIT, not builtin")
-    vocabulary = count_words(text, "TEXT") if vocab is None else Vocabulary.load(as_path(vocab))
+    form = TextForm(text_format, text_column)
+    vocabulary = count_words(text, "TEXT", form) if vocab is None else Vocabulary.load(as_path(vocab))
     begin = time.perf_counter()
     try:
-        corpus, folder = cached(text, "TEXT", vocabulary, cache)
+        corpus, folder = cached(text, "TEXT", vocabulary, cache, form)
     except Unwritable as error:
         raise InputError(str(error)) from None
     tokens = len(corpus.types) - 2 * len(corpus)
@@ -181,12 +244,14 @@ def perplexity(
     precision: Precision = "float32",
     batch_size: int = 32,
     window: int = 32,
+    text_format: TextFormat | None = None,
+    text_column: str | None = None,
 ) -> None:
     """Measures the perplexity of a text, over every token, by the full softmax.
 
     Args:
-        input: Text file or glob, or "builtin" for the held-out tenth of the built-in text.
-        model: Model folder with vocab.txt and softmax.hdf5, or training workdir.
+        input: Text as for embed, or "builtin" for the held-out tenth of the built-in text.
+        model: Model as for embed that has a vocab.txt and a softmax.hdf5, as those of training runs do.
         options: In place of --model: the model's options.json, with --weights, --vocab and --softmax.
         weights: In place of --model: the model's weights.hdf5.
         vocab: In place of --model: the model's vocabulary.
@@ -195,6 +260,9 @@ def perplexity(
         precision: Inputs of the matrix products.
         batch_size: Rows of sentences, on all devices together.
         window: Positions read at a time.
+        text_format: Format of the text; by default what the end of the file's name says, else lines.
+        text_column: Field of JSON lines or column of Parquet, "tokens" by default: lists of tokens or text. Number of
+            the column of CoNLL, from 1, or name of that of CoNLL-U, FORM by default.
     """
     with needing("train"):
         from elmo_jax.evaluation import evaluator
@@ -206,9 +274,11 @@ def perplexity(
     if window < 1:
         raise InputError(f"window is {window}; it must be 1 or more")
     folder = _read_model(model, options, weights, vocab, softmax)
+    check_trainable(folder.model)
     if folder.softmax is None or folder.vocabulary is None:
         raise InputError(f"{model or weights} has no softmax.hdf5 (with its vocab.txt); perplexity needs it")
-    corpus = Corpus(sentences((input,), "--input", heldout=True, progress="reading"), folder.vocabulary, input)
+    text = sentences((input,), "--input", True, "reading", TextForm(text_format, text_column))
+    corpus = Corpus(text, folder.vocabulary, input)
     parameters = {"bilm": replicate(folder.parameters), "softmax": place(folder.softmax, batch_size)}
     encode = word_encoder(corpus, folder.model)
     batches = LanguageModelStream(corpus, batch_size, window, encode, devices=devices, once=True)
@@ -228,7 +298,7 @@ def _read_model(model: str | None, *files: str | None) -> ModelFolder:
     """A model with its softmax, from a folder or from its files (options, weights, vocab, softmax)."""
     options, weights, *others = (None if file is None else as_path(file) for file in files)
     if model is not None and not any(files):
-        return read_folder(as_path(model), with_softmax=True)
+        return read_folder(local(model), with_softmax=True)
     if model is None and options is not None and weights is not None:
         return read_model(options, weights, *others)
     raise InputError("give --model, or --options and --weights with --vocab and --softmax")
@@ -254,24 +324,45 @@ def nearest(embeddings: tyro.conf.Positional[str], word: str, neighbours: int = 
 
 
 def convert(
-    source: tyro.conf.Positional[str], dest: tyro.conf.Positional[str], vocab: str, rows: int | None = None
+    source: tyro.conf.Positional[str],
+    dest: tyro.conf.Positional[str],
+    format: Form | None = None,
+    options: str | None = None,
+    vocab: str | None = None,
+    rows: int | None = None,
 ) -> None:
-    """Converts a TensorFlow checkpoint of bilm-tf into a training workdir: a model to use, and a run to go on with.
+    """Writes a model in another form, or makes of a run of bilm-tf one to go on with.
 
-    Go on with `elmo-jax train DEST/config.json --workdir DEST --data.train TEXT --train.steps N`. The step and
-    Adagrad's accumulators are kept; the LSTM state, which bilm-tf does not save, begins with zero. Needs TensorFlow.
+    Of a folder that bilm-tf saved into (options.json, checkpoint, model.ckpt...), with --vocab and no --format, it
+    makes a training workdir. Go on with `elmo-jax train DEST/config.json --workdir DEST --data.train TEXT --train.steps
+    N`. The step and Adagrad's accumulators are kept; the LSTM state, which bilm-tf does not save, begins with zero.
 
     Args:
-        source: Folder that bilm-tf saved into: options.json, checkpoint, model.ckpt...
-        dest: Folder to write.
-        vocab: The vocabulary file of the run.
-        rows: Rows on all devices together; by default the batch_size of options.json, which is that of one device.
+        source: Name of a published model, model folder, training workdir, folder of ELMoForManyLangs or of bilm-tf's
+            checkpoints, or archive (.zip of NLPL, .tar.gz of AllenNLP).
+        dest: Folder to write, or .zip of NLPL.
+        format: A model folder with weights in hdf5 or safetensors, an archive of nlpl, or a folder of ELMoForManyLangs;
+            by default nlpl if DEST ends in .zip, else hdf5.
+        options: For an archive of AllenNLP without it: the options.json of its ELMo.
+        vocab: For a run of bilm-tf to go on with: its vocabulary file.
+        rows: For such a run: rows on all devices together; by default the batch_size of options.json, which is that of
+            one device.
     """
+    if vocab is None:
+        if rows is not None:
+            raise InputError("--rows is of a run to go on with; give its --vocab too")
+        form = format or ("nlpl" if dest.endswith(".zip") else "hdf5")
+        model = read_folder(local(source), with_softmax=True, options=options)
+        left = write_as(model, as_path(dest), form)
+        print(f"wrote {dest}" + (f", which has no place for {' and '.join(left)}" if left else ""))
+        return
+    if format is not None or options is not None:
+        raise InputError("--vocab is of a run to go on with, a training workdir; it and --format exclude each other")
     with needing("train"):
-        from elmo_jax.convert import convert as convert_checkpoint
         from elmo_jax.parallel import use_one_cpu
+        from elmo_jax.restart import restart
     use_one_cpu()
-    convert_checkpoint(as_path(source), as_path(dest), as_path(vocab), rows)
+    restart(as_path(source), as_path(dest), as_path(vocab), rows)
     print(f"wrote {dest}")
 
 
@@ -318,6 +409,8 @@ def export(
 COMMANDS = {
     "train": train,
     "embed": embed,
+    "models": models,
+    "download": download,
     "vocab": vocab,
     "tokenize": tokenize,
     "perplexity": perplexity,

@@ -8,7 +8,7 @@ import runpy
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from elmo_jax.errors import InputError, brief
 from elmo_jax.files import as_path, read_json
@@ -17,6 +17,9 @@ from elmo_jax.files import as_path, read_json
 # of bfloat16 numbers instead of six (relative errors up to 2^-16 of an operand), on GPU TensorFloat-32 (2^-11); on CPU
 # it is float32. "bfloat16" rounds operands to 8 bits (2^-9).
 Precision = Literal["float32", "high", "bfloat16"]
+# How text is written: a sentence a line, columns with a token a line (of shared tasks, of Universal Dependencies), JSON
+# lines, Parquet.
+TextFormat = Literal["lines", "conll", "conllu", "jsonl", "parquet"]
 
 # The named configs: in the package where it is installed, beside it in a checkout.
 CONFIGS = Path(__file__).parent / "configs"
@@ -51,11 +54,21 @@ class ModelConfig:
     """The projected output is clipped to plus and minus this; None clips nothing."""
     skip_connections: bool = True
     """Add each layer's input to its output, from the second layer up."""
+    alphabet: int | None = None
+    """Of a model that reads the characters in its characters.txt, not bytes, their number: such a model comes from
+    elmo-jax convert and can embed, but not be trained."""
+    word_dim: int = 0
+    """Size of the vector that such a model has of each word of its vocabulary beside its characters; 0: it has none."""
 
     @property
     def filter_dim(self) -> int:
         """Number of filters of all widths, F."""
         return sum(count for _, count in self.filters)
+
+    @property
+    def projects(self) -> bool:
+        """Whether features of characters (and words) are projected to word vectors; else they are word vectors."""
+        return self.alphabet is not None or self.filter_dim != self.projection_dim
 
     @property
     def widest_filter(self) -> int:
@@ -64,10 +77,11 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The text: one sentence a line, tokens separated by spaces, UTF-8, plain or .gz."""
+    """The text: UTF-8, a sentence a line, or CoNLL, JSON lines, Parquet; plain or .gz, .bz2, .xz, .zst."""
 
     train: tuple[str, ...] = ()
-    """Files, globs or tfds:DATASET/SPLIT to train on; "builtin" is the English text that every Python carries."""
+    """Files, globs or tfds:DATASET/SPLIT to train on; "builtin" is the English text that every Python carries, "-"
+    standard input, of which nothing is kept."""
     heldout: tuple[str, ...] = ()
     """The same, to measure perplexity on. None: none, or the held-out tenth of the built-in text."""
     vocab: str | None = None
@@ -77,6 +91,11 @@ class DataConfig:
     cache: str | None = None
     """Folder on this machine that keeps the numbers of the text, 4 bytes a token, for later starts. None:
     elmo_jax/text in $XDG_CACHE_HOME or ~/.cache."""
+    text_format: TextFormat | None = None
+    """Format of the text. None: what the end of each file's name says (.jsonl, .conllu, .parquet), else lines."""
+    text_column: str | None = None
+    """Field of JSON lines or column of Parquet, "tokens" by default: lists of tokens or text. Number of the column of
+    CoNLL, from 1, or name of that of CoNLL-U, FORM by default."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +161,8 @@ BOUNDS = {
     **dict.fromkeys(("model.cell_clip", "model.projection_clip"), (SMALLEST, 1e38)),
     **dict.fromkeys(("train.steps", "train.batch_size", "train.window", "train.negatives"), (1, LARGEST)),
     **dict.fromkeys(("train.checkpoint_every", "train.eval_every", "train.log_every"), (1, LARGEST)),
+    "model.alphabet": (261, 2**21),
+    "model.word_dim": (0, LARGEST),
     "train.epochs": (SMALLEST, LARGEST),
     "train.learning_rate": (SMALLEST, 1e38),
     "train.clip_norm": (SMALLEST, math.inf),
@@ -157,7 +178,8 @@ def parameter_count(model: ModelConfig) -> int:
     lstm = 2 * projection * 4 * cell + 4 * cell + cell * projection
     convolutions = sum(width * count for width, count in model.filters) * model.character_dim + filters
     highway = 2 * model.highway_layers * (filters + 1) * filters
-    characters = 261 * model.character_dim + convolutions + highway + (filters + 1) * projection
+    features = filters + model.word_dim
+    characters = (model.alphabet or 261) * model.character_dim + convolutions + highway + (features + 1) * projection
     return 2 * model.layers * lstm + (characters if model.input == "characters" else 0)
 
 
@@ -182,9 +204,20 @@ def check(config: Config) -> None:
             f"model.max_characters is {model.max_characters}; it must be at least 3 (begin and end of word and a "
             f"character) and at least the widest filter ({brief(model.widest_filter, 30)})"
         )
+    if model.word_dim and model.alphabet is None:
+        raise InputError(f"model.word_dim is {model.word_dim}; only a model with model.alphabet has words beside it")
     if model.projection_dim > model.cell_dim:
         raise InputError(
             f"model.projection_dim is {model.projection_dim}; it can be model.cell_dim ({model.cell_dim}) at most"
+        )
+
+
+def check_trainable(model: ModelConfig) -> None:
+    """Raises InputError for a model that can only embed."""
+    if model.alphabet is not None:
+        raise InputError(
+            "the model reads characters of an alphabet of its own (characters.txt), as those of ELMoForManyLangs do: "
+            "it can embed; to train or to measure perplexity, take a model that reads bytes"
         )
 
 
@@ -232,7 +265,7 @@ def typed(value: Any, kind: Any, name: str) -> Any:
         if unknown := [key for key in value if key not in kinds]:
             raise InputError(f"{name} has {brief(unknown[0], 80)!r}, which is no field of it")
         return kind(**{key: typed(part, kinds[key], f"{name}.{key}") for key, part in value.items()})
-    if origin is types.UnionType:  # of None and a type
+    if origin in (types.UnionType, Union):  # of None and a type
         return None if value is None else typed(value, choices[0], name)
     if origin is tuple and isinstance(value, list | tuple):
         each = choices[:1] * len(value) if choices[-1] is ... else choices
@@ -271,16 +304,33 @@ CHARACTER_OPTIONS = {
     "char_cnn.n_highway": "highway_layers",
     "char_cnn.max_characters_per_token": "max_characters",
 }
-DEFAULTS = {"layers": 1, "cell_clip": None, "projection_clip": None, "skip_connections": False, "highway_layers": 0}
+# Of models that read the characters in this file.
+ALPHABET = "characters.txt"
+ALPHABET_OPTIONS = {"char_cnn.n_characters": "alphabet", "word_embedding.dim": "word_dim"}
+DEFAULTS = {
+    "layers": 1,
+    "cell_clip": None,
+    "projection_clip": None,
+    "skip_connections": False,
+    "highway_layers": 0,
+    "word_dim": 0,
+}
 
 
 def to_options(model: ModelConfig, vocabulary_size: int | None = None) -> dict[str, Any]:
-    """The model as bilm-tf's and AllenNLP's options.json (n_characters is 262: both ask for it at inference)."""
+    """The model as bilm-tf's and AllenNLP's options.json (n_characters is 262: both ask for it at inference).
+
+    A model with an alphabet of its own, which they cannot read, has n_characters, the alphabet's file in `char_cnn`,
+    and `word_embedding` if words have vectors.
+    """
     options: dict[str, Any] = {"bidirectional": True, "lstm": {}}
     fields, values = LSTM_OPTIONS, to_json(Config(model))["model"]
     if model.input == "characters":
         fields = LSTM_OPTIONS | CHARACTER_OPTIONS
         options["char_cnn"] = {"n_characters": 262, "embedding": {}}
+    if model.alphabet is not None:
+        fields |= ALPHABET_OPTIONS
+        options |= {"char_cnn": {"alphabet": ALPHABET, "embedding": {}}, "word_embedding": {}}
     for place, name in fields.items():
         *groups, key = place.split(".")
         functools.reduce(dict.__getitem__, groups, options)[key] = values[name]
@@ -291,7 +341,7 @@ def from_options(options: dict[str, Any], source: str) -> ModelConfig:
     """Reads a published options.json, already parsed; `source` names it in errors.
 
     Without `char_cnn` the model reads words by number, as in bilm-tf. `n_characters` may be 261 (bilm-tf's training)
-    or 262 (its inference): the same model.
+    or 262 (its inference): the same model. With `char_cnn.alphabet` it is the number of that file's characters.
     """
 
     def option(place: str, kind: Any, *default: Any) -> Any:
@@ -306,10 +356,14 @@ def from_options(options: dict[str, Any], source: str) -> ModelConfig:
     kinds = get_type_hints(ModelConfig)
     try:
         option("bidirectional", Literal[True], True)
-        option("char_cnn.n_characters", Literal[261, 262], 262)
+        fields = LSTM_OPTIONS | (CHARACTER_OPTIONS if has_characters else {})
+        if option("char_cnn.alphabet", Literal[ALPHABET], None) is None:
+            option("char_cnn.n_characters", Literal[261, 262], 262)
+        else:
+            fields |= ALPHABET_OPTIONS
         values = {
             name: option(place, kinds[name], *([DEFAULTS[name]] if name in DEFAULTS else []))
-            for place, name in (LSTM_OPTIONS | (CHARACTER_OPTIONS if has_characters else {})).items()
+            for place, name in fields.items()
         }
         model = ModelConfig(input="characters" if has_characters else "words", **values)
         check(Config(model))

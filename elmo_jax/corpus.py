@@ -1,8 +1,6 @@
-"""Where sentences come from: text files, standard input, the built-in text; and a corpus held as numbers."""
+"""The built-in text, counted words, and a corpus held as numbers."""
 
 import contextlib
-import glob
-import gzip
 import hashlib
 import heapq
 import itertools
@@ -11,25 +9,21 @@ import operator
 import os
 import re
 import shutil
-import sys
 import tempfile
-import warnings
 import weakref
 import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from etils import epath
-from tqdm import tqdm
 
 from elmo_jax.arrays import GrowingArrays, Kept, Unwritable, checksums, keep_arrays
 from elmo_jax.config import DataConfig
 from elmo_jax.errors import InputError, brief
-from elmo_jax.files import as_path, is_remote, matching
+from elmo_jax.files import as_path, is_remote
+from elmo_jax.sources import BY_NAME, STANDARD_INPUT, TFDS, Lines, Place, Source, TextForm, find_sources
 from elmo_jax.vocabulary import (
     BEGIN_SENTENCE,
     BEGIN_SENTENCE_CHARACTER,
@@ -42,176 +36,11 @@ from elmo_jax.vocabulary import (
 )
 
 BUILTIN = "builtin"
-TFDS = "tfds:"
 HELDOUT_EVERY = 10
 
 # The arrays of a Corpus.
 ARRAYS = {"types": np.int32, "starts": np.int64, "spellings": np.uint8, "spelling_starts": np.int64}
-RECORDS = 1024  # of a data set that are read at a time: one at a time takes three times as long
 SAVED_EVERY = 200_000  # sentences, while a cache is made
-
-
-def find_files(patterns: Sequence[str], option: str) -> list[epath.Path]:
-    """Files that match the globs, sorted within each; `option` says in errors where the patterns came from."""
-    files = []
-    for pattern in patterns:
-        matches = matching(pattern)
-        if not matches:
-            problem = f"no file matches {pattern}" if glob.has_magic(pattern) else f"there is no file {pattern}"
-            if as_path(pattern).is_dir():
-                problem = f"{pattern} is a folder"
-            raise InputError(f"{option}: {problem}; give text files, plain or .gz, with a sentence a line")
-        files += matches
-    return files
-
-
-class TextFile:
-    """A text file, plain or .gz."""
-
-    length = staticmethod(len)
-
-    def __init__(self, path: epath.Path):
-        self.path, self.is_gzip = path, path.suffix == ".gz"
-        self.name = os.fspath(path) if is_remote(path) else os.path.abspath(path)
-        self.size = None if self.is_gzip else path.stat().length  # bytes of text, if that is known
-
-    def version(self) -> list[int]:
-        """Tells this content from what it is when the file has been changed."""
-        if is_remote(self.path):
-            about = self.path.stat()
-            return [about.length, int(about.mtime)]
-        if not os.path.isfile(self.path):
-            raise Unwritable(f"{self.name} is no regular file: nothing is kept of it")
-        return [os.stat(self.path).st_size, os.stat(self.path).st_mtime_ns]
-
-    @contextlib.contextmanager
-    def lines(self, offset: int) -> Iterator[Iterable[bytes]]:
-        """Its lines from a byte of the text on."""
-        with self.path.open("rb") as raw, gzip.open(raw) if self.is_gzip else raw as stream:
-            try:
-                if offset:
-                    stream.seek(offset)
-                yield stream
-            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-                raise InputError(f"{self.path} is not a whole gzip file ({error}); compress it again") from None
-
-
-class Records:
-    """The field `text` of the records of `tfds:DATASET/SPLIT`, in order of storage, without TensorFlow.
-
-    The dataset must be there in the format array_record (in $TFDS_DATA_DIR, by default ~/tensorflow_datasets).
-    """
-
-    def __init__(self, name: str, option: str):
-        dataset, _, split = name.removeprefix(TFDS).rpartition("/")
-        if not dataset or not split:
-            raise InputError(f"{option}: {name} is not tfds:DATASET/SPLIT; give for instance tfds:lm1b/train")
-        import tensorflow_datasets as tfds
-
-        try:
-            self.source = tfds.data_source(dataset, split=split, download=False)
-            if "text" not in self.source.dataset_info.features:
-                raise ValueError(f"it has no field text, but {', '.join(self.source.dataset_info.features)}")
-        except Exception as error:  # the library's errors have many types: not found, not prepared, wrong format, ...
-            raise InputError(
-                f"{option}: cannot read {name} ({type(error).__name__}: {brief(error)}); prepare it once with "
-                f"tfds.builder({dataset!r}, file_format='array_record').download_and_prepare()"
-            ) from None
-        self.name, self.size = name, len(self.source)
-
-    def length(self, line: bytes) -> int:
-        return 1
-
-    def version(self) -> list[int | str]:
-        """Tells this content from that of another version of the dataset."""
-        return [self.size, self.source.dataset_info.full_name]
-
-    @contextlib.contextmanager
-    def lines(self, offset: int) -> Iterator[Iterable[bytes]]:
-        """The text of every record from a number on."""
-        yield (
-            record["text"]
-            for first in range(offset, self.size, RECORDS)
-            for record in self.source.__getitems__(list(range(first, min(first + RECORDS, self.size))))
-        )
-
-
-Source = TextFile | Records
-
-
-def find_sources(patterns: Iterable[str], option: str) -> list[Source]:
-    """The files and data sets that patterns name; `option` says in errors where the patterns came from."""
-    of_pattern = lambda pattern: (
-        [Records(pattern, option)] if pattern.startswith(TFDS) else map(TextFile, find_files([pattern], option))
-    )
-    return [source for pattern in patterns for source in of_pattern(pattern)]
-
-
-class Place(NamedTuple):
-    """A place in a text: the number of the source, and the bytes or records of it, and its lines, that lie before."""
-
-    source: int = 0
-    offset: int = 0
-    line: int = 0
-
-
-class Lines:
-    """Tokens of every line of some sources, in order; a blank line gives an empty list.
-
-    `place()` is where the next line begins. `progress` is the label of a progress bar.
-    """
-
-    def __init__(self, sources: Sequence[Source], progress: str | None = None, begin: Place | None = None):
-        self.sources, self.progress = sources, progress
-        self.source, self.offset, self.line = begin or Place()
-
-    def place(self) -> Place:
-        return Place(self.source, self.offset, self.line)
-
-    def __iter__(self) -> Iterator[list[str]]:
-        sizes = [source.size for source in self.sources]
-        with tqdm(
-            total=None if None in sizes else sum(sizes),
-            desc=self.progress,
-            unit="B" if all(isinstance(source, TextFile) for source in self.sources) else "",
-            unit_scale=True,
-            disable=self.progress is None,
-            leave=False,
-        ) as bar:
-            bar.update(sum(size or 0 for size in sizes[: self.source]) + self.offset)
-            while self.source < len(self.sources):
-                source = self.sources[self.source]
-                with source.lines(self.offset) as lines:
-                    yield from read_lines(self._counted(lines, source, bar), source.name, self.line)
-                self.source, self.offset, self.line = self.source + 1, 0, 0
-
-    def _counted(self, lines: Iterable[bytes], source: Source, bar: tqdm) -> Iterator[bytes]:
-        for line in lines:
-            length = source.length(line)
-            self.offset, self.line = self.offset + length, self.line + 1
-            bar.update(length)
-            yield line
-
-
-def read_lines(lines: Iterable[bytes], source: str, line: int = 0) -> Iterator[list[str]]:
-    """Tokens of every line, `line` of which came before.
-
-    Only a line feed ends a line, any Unicode white space separates tokens (as in bilm-tf).
-    """
-    warned = False
-    for number, text in enumerate(lines, start=line + 1):
-        try:
-            tokens = text.decode("utf-8-sig" if number == 1 else "utf-8").split()
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{source}, line {number}, is not UTF-8 ({error.reason} at byte {error.start + 1}); "
-                "convert the file, for instance with iconv"
-            ) from None
-        if not warned and (BEGIN_SENTENCE in tokens or END_SENTENCE in tokens):
-            warned = True
-            message = f"{source}, line {number}, has {BEGIN_SENTENCE} or {END_SENTENCE} as a token; sentence boundaries"
-            warnings.warn(f"{message} are added by the reader, and those in the text are kept as well", stacklevel=2)
-        yield tokens
 
 
 def builtin_sentences() -> Iterator[list[str]]:
@@ -230,9 +59,13 @@ def builtin_sentences() -> Iterator[list[str]]:
 
 
 def sentences(
-    patterns: Sequence[str], option: str, heldout: bool = False, progress: str | None = None
+    patterns: Sequence[str],
+    option: str,
+    heldout: bool = False,
+    progress: str | None = None,
+    form: TextForm = BY_NAME,
 ) -> Iterator[list[str]]:
-    """Sentences (lists of tokens, blank lines left out) of files, of `tfds:DATASET/SPLIT`, or of the built-in text.
+    """Sentences (lists of tokens, blank lines left out) of what `find_sources` finds, or of the built-in text.
 
     A fixed tenth of the built-in text, every tenth sentence, is held out.
     """
@@ -241,16 +74,7 @@ def sentences(
             if (number % HELDOUT_EVERY == 0) == heldout:
                 yield tokens
         return
-    yield from filter(None, Lines(find_sources(patterns, option), progress))
-
-
-def read_input(name: str) -> Iterator[list[str]]:
-    """Tokens of every line, blank ones too, of one file, or of standard input if the name is `-`."""
-    if name == "-":
-        if sys.stdin is None:
-            raise InputError("--input - reads standard input, which is closed; give text to it, or a file")
-        return read_lines(sys.stdin.buffer, "standard input")
-    return iter(Lines([TextFile(path) for path in find_files([glob.escape(name)], "--input")]))
+    yield from filter(None, Lines(find_sources(patterns, option, form), progress))
 
 
 class WordCounts:
@@ -287,9 +111,11 @@ class WordCounts:
 first = operator.itemgetter(0)
 
 
-def count_words(patterns: Sequence[str], option: str) -> Vocabulary:
-    """The vocabulary of all words of a text."""
-    return Vocabulary.from_counts(WordCounts(sentences(patterns, option, progress="counting words")))
+def count_words(patterns: Sequence[str], option: str, form: TextForm = BY_NAME) -> Vocabulary:
+    """The vocabulary of all words of a text that is then read again."""
+    if STANDARD_INPUT in patterns:
+        raise InputError(f"{option} - can be read only once, not to count its words and again; give a vocabulary")
+    return Vocabulary.from_counts(WordCounts(sentences(patterns, option, progress="counting words", form=form)))
 
 
 # Spellings of the boundaries: bytes that UTF-8 never has. LETTERS turns the bytes of spellings into character ids.
@@ -449,18 +275,20 @@ def cache_folder(sources: Sequence[Source], words: str, cache: str | None) -> Pa
         user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as error:
         raise Unwritable(f"there is no home folder ({error}); give a folder for the cache") from None
-    names = json.dumps([words, *(source.name for source in sources)])
+    names = json.dumps([words, *(source.key for source in sources)])
     readable = re.sub(r"[^\w.-]+", "_", Path(sources[0].name).name)[:40]
     folder = user / "elmo_jax" / "text" if cache is None else Path(cache)
     return folder.absolute() / f"{readable}-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
 
 
-def cached(patterns: Sequence[str], option: str, vocabulary: Vocabulary, cache: str | None) -> tuple[Corpus, Path]:
+def cached(
+    patterns: Sequence[str], option: str, vocabulary: Vocabulary, cache: str | None, form: TextForm = BY_NAME
+) -> tuple[Corpus, Path]:
     """The text of files and data sets from its cache, and where that is; it is made where there is none.
 
     Begun again after an interruption, it goes on where it was. Unwritable where the cache cannot be written.
     """
-    sources, words = find_sources(patterns, option), hashlib.sha256(vocabulary.to_bytes()).hexdigest()
+    sources, words = find_sources(patterns, option, form), hashlib.sha256(vocabulary.to_bytes()).hexdigest()
     folder = cache_folder(sources, words, cache)
 
     def make(growing: GrowingArrays) -> None:
@@ -477,20 +305,25 @@ def cached(patterns: Sequence[str], option: str, vocabulary: Vocabulary, cache: 
             growing.append(part)
             growing.save({"place": lines.place(), "unknown": tokenizer.unknown})
 
-    key = {"words": words, "sources": [[source.name, *source.version()] for source in sources]}
+    key = {"words": words, "sources": [[source.key, *source.version()] for source in sources]}
     return Corpus.kept(vocabulary, keep_arrays(folder, ARRAYS, key, make)), folder
 
 
 def read_text(
-    patterns: Sequence[str], option: str, vocabulary: Vocabulary, cache: str | None = None, heldout: bool = False
+    patterns: Sequence[str],
+    option: str,
+    vocabulary: Vocabulary,
+    cache: str | None = None,
+    heldout: bool = False,
+    form: TextForm = BY_NAME,
 ) -> Corpus:
     """A text, from its cache; the built-in text in memory, and others where there can be no cache."""
     if tuple(patterns) != (BUILTIN,):
         try:
-            return cached(patterns, option, vocabulary, cache)[0]
+            return cached(patterns, option, vocabulary, cache, form)[0]
         except Unwritable as error:
             print(f"{brief(' '.join(patterns))} is held in memory, and read again at the next start: {error}")
-    return Corpus(sentences(patterns, option, heldout, "reading"), vocabulary, " ".join(patterns))
+    return Corpus(sentences(patterns, option, heldout, "reading", form), vocabulary, " ".join(patterns))
 
 
 def read_corpora(
@@ -503,14 +336,15 @@ def read_corpora(
     """
     if not data.train:
         raise InputError("data.train is not given; give --data.train FILE_OR_GLOB, or builtin for the built-in text")
+    form = TextForm(data.text_format, data.text_column)
     for patterns, option in ((data.train, "--data.train"), (data.heldout, "--data.heldout")):
-        find_files([name for name in patterns if name != BUILTIN and not name.startswith(TFDS)], option)
+        find_sources([name for name in patterns if name != BUILTIN and not name.startswith(TFDS)], option, form)
     given = None
     if data.vocab is not None and (of_run is None or as_path(data.vocab).exists()):
         given = Vocabulary.load(as_path(data.vocab))
     if of_run is not None and given is not None and given.words != of_run.words:
         raise InputError(f"{data.vocab} is not the vocabulary that the run began with; leave --data.vocab out to go on")
-    vocabulary = of_run or given or of_init or count_words(data.train, "--data.train")
+    vocabulary = of_run or given or of_init or count_words(data.train, "--data.train", form)
     held_out = data.heldout or (data.train if data.train == (BUILTIN,) else ())
-    heldout = read_text(held_out, "--data.heldout", vocabulary, data.cache, heldout=True) if held_out else None
-    return read_text(data.train, "--data.train", vocabulary, data.cache), heldout
+    heldout = read_text(held_out, "--data.heldout", vocabulary, data.cache, True, form) if held_out else None
+    return read_text(data.train, "--data.train", vocabulary, data.cache, form=form), heldout

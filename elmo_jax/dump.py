@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,15 +22,22 @@ OCCURRENCES = 10
 COMPARED = 4096
 
 
-def write_hdf5(path: str | os.PathLike, sentences: Iterable[list[str]], vectors: Iterable[np.ndarray]) -> None:
+def write_hdf5(
+    path: str | os.PathLike,
+    sentences: Iterable[list[str]],
+    vectors: Iterable[np.ndarray],
+    gzip: bool = False,
+    attributes: Mapping[str, str] | None = None,
+) -> None:
     """Writes vectors as they come, in bounded memory; the file appears only when it is whole.
 
     Dataset "i" holds the vectors of sentence i, and `sentence_to_index` [1] JSON from each sentence to its i. A
     sentence that comes again stands in the JSON again: readers take the last.
     """
     with writing_hdf5(path) as file, tempfile.TemporaryFile(dir=file.folder) as index:
+        file.file.attrs.update(attributes or {})
         for number, (tokens, array) in enumerate(zip(sentences, vectors, strict=True)):
-            file.add(str(number), array)
+            file.add(str(number), array, gzip)
             index.write(f'{", " if number else "{"}{json.dumps(" ".join(tokens))}: "{number}"'.encode())
             if index.tell() >= LARGEST_INDEX:
                 raise InputError(f"the text for {path} is longer than 2 GB, too long for one file; embed it in parts")
@@ -67,7 +74,8 @@ def nearest(path: Path, word: str, neighbours: int = 3) -> list[Occurrence]:
     The vectors are read once from end to end, so many at a time; of every other word its nearest occurrence counts.
     """
     with open_hdf5(path) as file:
-        sentences = _read_index(file)
+        # Of equal sentences the last, as other readers take it.
+        sentences = [(text, name) for text, name in dict(read_index(file)).items() if text.split()]
         places = [
             Token(word, sentence, place)
             for sentence, (text, _) in enumerate(sentences)
@@ -122,20 +130,24 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
-def _read_index(file: h5py.File) -> list[tuple[str, str]]:
-    """Sentences and the names of their datasets."""
+class Pairs(list):
+    """An object of JSON with its names and values as they stand there, equal names too."""
+
+
+def read_index(file: h5py.File) -> list[tuple[str, str]]:
+    """Sentences and the names of their datasets, as often as they stand in the index."""
     if own_item(file, INDEX) is None:
         raise InputError(f"not a file that embed wrote: it has no {INDEX}")
     dataset = own_dataset(file, INDEX)
     if dataset.shape != (1,) or h5py.check_string_dtype(dataset.dtype) is None:
         raise InputError(f"{INDEX} is {dataset.dtype} {dataset.shape}; it must be one string (1,)")
     try:
-        index = json.loads(dataset[0])
+        index = json.loads(dataset[0], object_pairs_hook=Pairs)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{INDEX} is not JSON ({brief(error)})") from None
-    if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+    if not isinstance(index, Pairs) or not all(isinstance(name, str) for _, name in index):
         raise InputError(f"{INDEX} is not JSON from sentences to the names of datasets")
-    return [(text, name) for text, name in index.items() if text.split()]
+    return index
 
 
 def _vectors(file: h5py.File, text: str, name: str, width: int | None = None) -> np.ndarray:

@@ -5,7 +5,7 @@ import os
 import reprlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -13,29 +13,20 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from elmo_jax.config import ModelConfig, Precision
-from elmo_jax.engine import Engine, Request, StateMode
+from elmo_jax.engine import Engine, Pool, Request, StateMode
 from elmo_jax.errors import InputError
 from elmo_jax.files import as_path, is_remote
+from elmo_jax.folders import read_folder
+from elmo_jax.mix import Mix
 from elmo_jax.parallel import check_process, chosen_devices, device_places, devices_at
+from elmo_jax.published import local
 from elmo_jax.vocabulary import Vocabulary
-from elmo_jax.weights import ModelFolder, read_folder, read_model
+from elmo_jax.weights import ModelFolder, read_model
 
 Sentence = Sequence[str] | str
 Layers = Literal["average", "top", "all", "mix"]
 Vectors = npt.NDArray[np.float32]
 PathLike = str | os.PathLike[str]
-
-
-class Mix(NamedTuple):
-    """A scalar mix, γ · Σ softmax(weights)_l · h_l.
-
-    With `layer_norm`, each layer is first normalised by one mean and variance over all values of the sentence that
-    are returned: what bilm-tf computes for a batch of that one sentence, or AllenNLP if boundaries are kept.
-    """
-
-    weights: Sequence[float] | npt.NDArray[np.floating[Any]]
-    gamma: float = 1.0
-    layer_norm: bool = False
 
 
 def load(
@@ -47,7 +38,12 @@ def load(
     compilation_cache: bool = True,
     devices: Sequence[jax.Device] | int | None = None,
 ) -> "Elmo":
-    """Loads a model: `load(folder)`, a training workdir too, or `load("options.json", "weights.hdf5")`.
+    """Loads a model: `load("original")`, `load(folder)`, or `load("options.json", "weights.hdf5")`.
+
+    A name is that of a published model (`elmo-jax models` lists them), which is downloaded into the user's cache if it
+    is not there, or hf://OWNER/NAME[@REVISION]. A folder may be that of a training run or of ELMoForManyLangs. In its
+    place may be an archive: a .zip of NLPL, or a .tar.gz of AllenNLP, whose learned mixes of layers are then in
+    `mixes`; if it tells nothing of ELMo's options, load(ARCHIVE, options=OPTIONS).
 
     Models without characters need a `vocab`, which a folder holds. Programs that the model compiles are kept for the
     next process in ~/.cache/elmo_jax, or where JAX has been told to keep all programs; without `compilation_cache`
@@ -59,14 +55,16 @@ def load(
     check_process()
     chosen = chosen_devices(devices)
     given = {"model": model, "options": options, "weights": weights, "vocab": vocab}
+    if model is not None and weights is vocab is None:
+        given["model"] = local(model)
     paths = {name: _absolute(name, path) for name, path in given.items() if path is not None}
-    if paths.keys() == {"model"}:
-        folder = read_folder(paths["model"])
+    if "model" in paths and paths.keys() <= {"model", "options"}:
+        folder = read_folder(paths["model"], options=paths.get("options"))
     elif paths.keys() - {"vocab"} in ({"model", "weights"}, {"options", "weights"}):
         folder = read_model(paths.get("model") or paths["options"], paths["weights"], paths.get("vocab"))
     else:
         raise InputError(
-            f"load() was given {', '.join(paths) or 'nothing'}; it takes a folder, load(FOLDER), or two files, "
+            f"load() was given {', '.join(paths) or 'nothing'}; it takes a name or folder, load(MODEL), or two files, "
             "load(OPTIONS, WEIGHTS), and for models without characters vocab=VOCABULARY"
         )
     return Elmo(folder, paths, compilation_cache, None if devices is None else chosen)
@@ -102,6 +100,7 @@ class Elmo:
     ):
         self.model: ModelConfig = folder.model
         self.vocabulary: Vocabulary | None = folder.vocabulary
+        self.mixes: tuple[Mix, ...] = folder.mixes
         self._source, self._compilation_cache = dict(source), compilation_cache
         self._folder, self._devices = folder, devices
         self._engine = Engine(folder, compilation_cache, chosen_devices(devices))
@@ -110,6 +109,11 @@ class Elmo:
     def dim(self) -> int:
         """Width of a vector, 2P: both directions."""
         return 2 * self.model.projection_dim
+
+    @property
+    def mix(self) -> Mix | None:
+        """The mix that was learned with the model, if there is just one."""
+        return self.mixes[0] if len(self.mixes) == 1 else None
 
     def __repr__(self) -> str:
         source = ", ".join(f"{name}={path!r}" for name, path in self._source.items())
@@ -135,15 +139,16 @@ class Elmo:
         boundaries: bool | np.bool_ = False,
         batch_size: int | np.integer[Any] | None = None,
         mix: Mix | Sequence[float] | npt.NDArray[np.floating[Any]] | None = None,
+        pool: Pool | None = None,
     ) -> list[Vectors]:
-        """Vectors of each sentence, float32 [T_i, 2P], or [L + 1, T_i, 2P] with layers="all".
+        """Vectors of each sentence, float32 [T_i, 2P], or [L + 1, T_i, 2P] with layers="all"; pooled without T_i.
 
         A sentence is a list of tokens or a str of tokens separated by spaces. Options are those of `embed_iter`.
         """
         check_process()
         _check_sentences(sentences, "embed")
         every = list(sentences)
-        request = self._request(layers, state, precision, boundaries, batch_size, mix)
+        request = self._request(layers, state, precision, boundaries, batch_size, mix, pool)
         vectors = self._engine.embed(_tokens_of_each(every), request)
         return list(tqdm(vectors, "embedding", len(every), unit=" sentences", delay=2, leave=False))
 
@@ -157,10 +162,11 @@ class Elmo:
         boundaries: bool | np.bool_ = False,
         batch_size: int | np.integer[Any] | None = None,
         mix: Mix | Sequence[float] | npt.NDArray[np.floating[Any]] | None = None,
+        pool: Pool | None = None,
     ) -> Iterator[Vectors]:
         """Vectors of each sentence of a stream, in order, in constant memory.
 
-        layers      "average" of all layers, "top", "all", or "mix": the scalar mix given as `mix`
+        layers      "average" of all layers, "top", "all", or "mix": the scalar mix given as `mix`, or that of the model
         state       the LSTM state at the beginning of a sentence: "warm" (a fixed state of the model), "zero", or
                     "carry" (what the row's sentence before left: bilm-tf's stateful behaviour, zero at first)
         precision   of the LSTMs' products: "float32", "high" (between them, faster on TPU and GPU) or "bfloat16", all
@@ -171,6 +177,8 @@ class Elmo:
         batch_size  rows of sentences read at a time; by default few for little text, many for much. With "carry",
                     sentence i goes to row i modulo batch_size (by default one row: the text as it stands)
         mix         a Mix, or the weights of its layers
+        pool        one vector of each sentence, without T_i: the "mean" or, number by number, the "max" of its tokens'
+                    vectors, without those of <S> and </S>; zeros for a sentence without tokens
 
         Of a stream, 32,768 tokens for each device are read before all else, to choose the rows, up to 256 on each;
         not with a batch_size. Then a sentence's vectors come when each row has read at most 128 tokens, and one
@@ -178,10 +186,12 @@ class Elmo:
         """
         check_process()
         _check_sentences(sentences, "embed_iter")
-        request = self._request(layers, state, precision, boundaries, batch_size, mix)
+        request = self._request(layers, state, precision, boundaries, batch_size, mix, pool)
         return self._engine.embed(_tokens_of_each(sentences), request)
 
-    def _request(self, layers: Any, state: Any, precision: Any, boundaries: Any, batch_size: Any, mix: Any) -> Request:
+    def _request(
+        self, layers: Any, state: Any, precision: Any, boundaries: Any, batch_size: Any, mix: Any, pool: Any
+    ) -> Request:
         """The arguments of a call, checked."""
         chosen = {"layers": (layers, Layers), "state": (state, StateMode), "precision": (precision, Precision)}
         for name, (value, choices) in chosen.items():
@@ -191,11 +201,18 @@ class Elmo:
         if batch_size is not None:
             whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
             _check("batch_size", batch_size, whole and bool(batch_size >= 1), "a whole number from 1 up, or None")
-        if (mix is not None) != (layers == "mix"):
+        accepted = f"one of {', '.join(map(repr, get_args(Pool)))}, or None"
+        _check("pool", pool, pool is None or (isinstance(pool, str) and pool in get_args(Pool)), accepted)
+        if pool is not None and boundaries:
+            raise InputError(f"pool={pool!r} is of the tokens alone; it and boundaries=True exclude each other")
+        if mix is not None and layers != "mix":
             raise InputError('layers="mix" and mix=Mix(weights, gamma, layer_norm) go together')
+        if layers == "mix" and mix is None and (mix := self.mix) is None:
+            has = f"has {len(self.mixes)}: give mix=elmo.mixes[0], say" if self.mixes else "has none of its own"
+            raise InputError(f'layers="mix" and mix=Mix(weights, gamma, layer_norm) go together; the model {has}')
         mix = mix if mix is None or isinstance(mix, Mix) else Mix(mix)
         weights, layer_norm = self._layer_weights(layers, mix), mix is not None and bool(mix.layer_norm)
-        return Request(state, precision, bool(boundaries), batch_size and int(batch_size), weights, layer_norm)
+        return Request(state, precision, bool(boundaries), batch_size and int(batch_size), weights, layer_norm, pool)
 
     def _layer_weights(self, layers: Layers, mix: Mix | None) -> npt.NDArray[np.float32] | None:
         """Weights of the sum over layers, float32 [L + 1]: of a mix γ · softmax(weights); None: no sum."""

@@ -21,6 +21,7 @@ from elmo_jax.weights import ModelFolder
 from elmo_jax.word_vectors import SpelledVectors, VocabularyVectors
 
 StateMode = Literal["warm", "zero", "carry"]
+Pool = Literal["mean", "max"]
 
 # Positions of a window; its rows are the platform's, `products.Form`.
 WINDOW = 32
@@ -34,7 +35,7 @@ IN_FLIGHT = 3
 
 
 class Request(NamedTuple):
-    """What a call asks for, checked: `state`, `precision`, `boundaries` and `batch_size` as in `Elmo.embed_iter`.
+    """What a call asks for, checked: `state`, `precision`, `boundaries`, `batch_size`, `pool` as in `Elmo.embed_iter`.
 
     layer_weights [L + 1] are those of the sum of layers that is returned, each layer normalised over its sentence
     first with `layer_norm`; None: all layers are returned.
@@ -46,6 +47,7 @@ class Request(NamedTuple):
     batch_size: int | None
     layer_weights: np.ndarray | None
     layer_norm: bool
+    pool: Pool | None
 
     @property
     def reads_boundaries(self) -> bool:
@@ -97,7 +99,8 @@ class Engine:
         self.layers = functools.cache(self._layers)
         self.start_state = functools.cache(self._start_state)
         if folder.model.input == "characters":
-            self.words = SpelledVectors(folder.model, folder.parameters["words"], devices, keep)
+            read_by = {"vocabulary": folder.vocabulary, "alphabet": folder.alphabet}
+            self.words = SpelledVectors(folder.model, folder.parameters["words"], devices, keep, **read_by)
         else:
             self.words = VocabularyVectors(folder.parameters["words"], folder.vocabulary, devices)
         self._lock = threading.Lock()
@@ -111,11 +114,11 @@ class Engine:
         """`start_state` on the devices."""
         folder = self._folder
         with compilation.keeping(self.keep), computing_on(self.devices):
-            state = start_state(folder.model, folder.parameters, folder.vocabulary, mode, boundaries)
+            state = start_state(folder.model, folder.parameters, folder.vocabulary, mode, boundaries, folder.alphabet)
             return replicate(state, self.devices)
 
     def embed(self, sentences: Iterator[list[str]], request: Request) -> Iterator[np.ndarray]:
-        """Vectors of sentences, in order: [T_i, 2P], or without layer weights [L + 1, T_i, 2P]."""
+        """Vectors of sentences, in order: [T_i, 2P], or without layer weights [L + 1, T_i, 2P]; pooled without T_i."""
         try:
             yield from self._embed(sentences, request)
         except Exception as error:
@@ -192,6 +195,13 @@ def choose_rows(sentences: Iterator[list[str]], form: Form, devices: int) -> tup
     return chain(held, sentences), min(choices, key=cost)
 
 
+def pooled(vectors: np.ndarray, pool: Pool) -> np.ndarray:
+    """[K, T, 2P] of a sentence's tokens → [K, 2P]; zeros where there are none."""
+    if not vectors.shape[1]:
+        return np.zeros((len(vectors), vectors.shape[2]), np.float32)
+    return vectors.mean(1) if pool == "mean" else vectors.max(1)
+
+
 class Joiner:
     """Puts the vectors of sentences together from the windows that hold their parts, and gives them out in order."""
 
@@ -227,4 +237,6 @@ class Joiner:
             mean, variance = vectors.mean((1, 2), keepdims=True), vectors.var((1, 2), keepdims=True)
             normal = (vectors - mean) / np.sqrt(variance + 1e-12)
             vectors = np.tensordot(request.layer_weights, normal, 1)[None]
+        if request.pool is not None:
+            vectors = pooled(vectors, request.pool)
         return np.ascontiguousarray(vectors if request.layer_weights is None else vectors[0])

@@ -1,9 +1,10 @@
 """The one error that users see."""
 
+import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 OOM = "RESOURCE_EXHAUSTED"
 
@@ -23,6 +24,19 @@ def listed(phrases: Sequence[str], separator: str = "; ", limit: int = 10) -> st
     """The first of many phrases and the number of the others."""
     more = [f"and {len(phrases) - limit} more"] if len(phrases) > limit else []
     return separator.join([*phrases[:limit], *more])
+
+
+@contextlib.contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Says which extra to install where a package is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = (error.name or "").split(".")[0]
+        raise InputError(
+            f"this needs the package {name}, which the extra {extra} brings: pip install '.[{extra}]' in the folder of "
+            "the project"
+        ) from None
 
 
 def told(error: BaseException) -> str | None:

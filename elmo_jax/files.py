@@ -32,8 +32,8 @@ def as_path(path: str | os.PathLike) -> epath.Path:
         return epath.Path(path)
     except KeyError:
         raise InputError(
-            f"{brief(path)} is a URL that cannot be read here; download the file first (the README says where the "
-            "published models are) and give its path, or that of an object store (gs://...)"
+            f"{brief(path)} is a URL that cannot be read here; download the file first and give its path, or that "
+            "of an object store (gs://...), or the name of a published model (elmo-jax models lists them)"
         ) from None
 
 

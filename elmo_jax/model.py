@@ -4,23 +4,25 @@ B rows, T positions in a window, U distinct words, C characters of a word, P pro
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elmo_jax.char_cnn import char_cnn_shapes, character_cnn
+from elmo_jax.char_cnn import char_cnn_shapes, character_cnn, spelled_vectors
 from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.lstm import LSTMState, lstm, lstm_shapes, prepared
 from elmo_jax.products import over_directions, paired
-from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, Vocabulary, character_ids
+from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, Alphabet, Vocabulary, character_ids, words_read
 
 DIRECTIONS = ("forward", "backward")
 # What the LSTMs read before a sentence for its state to be warm: the words of a short sentence.
 WARM_SENTENCE = (".",)
 
+# Words as a model reads them.
+Words = jax.Array | tuple[jax.Array, jax.Array]
 # Of each direction, each layer's state.
 State = tuple[tuple[LSTMState, ...], tuple[LSTMState, ...]]
 
@@ -35,24 +37,41 @@ def zero_state(model: ModelConfig, *rows: int) -> State:
 def parameter_shapes(model: ModelConfig, vocabulary_size: int = 0) -> dict[str, dict[str, tuple[int, ...]]]:
     """Shape of every parameter: {"words": {name: shape}, "forward_0": .., "backward_0": .., ..}.
 
-    A model without characters has a vector of each word of the vocabulary instead of a char CNN.
+    A model without characters has a vector of each word of the vocabulary instead of a char CNN; one with an alphabet
+    may have both.
     """
     table = {"embedding": (vocabulary_size, model.projection_dim)}
     layers = [f"{direction}_{layer}" for direction in DIRECTIONS for layer in range(model.layers)]
     words = char_cnn_shapes(model) if model.input == "characters" else table
+    if model.word_dim:
+        words = words | {"word_embedding": (vocabulary_size, model.word_dim)}
     return {"words": words, **{name: lstm_shapes(model) for name in layers}}
 
 
 def word_vectors(
-    model: ModelConfig, parameters: dict[str, jax.Array], words: jax.Array, count: jax.Array, precision: Precision
+    model: ModelConfig, parameters: dict[str, jax.Array], words: Words, count: jax.Array, precision: Precision
 ) -> jax.Array:
-    """Vectors [U, P] of distinct words, given the parameters of "words".
+    """Vectors [U, P] of distinct words, given the parameters of "words" and what `encoded` says of the words.
 
-    words [U, C] are character ids, or [U] ids in the vocabulary; `count` [] of them are there.
+    `count` [] of them are there.
     """
-    if model.input == "characters":
+    if model.input == "words":
+        return parameters["embedding"][words]
+    if model.alphabet is None:
         return character_cnn(parameters, words, count, model, precision)
-    return parameters["embedding"][words]
+    characters, ids = words if model.word_dim else (words, None)
+    own = None if ids is None else parameters["word_embedding"][ids]
+    return spelled_vectors(parameters, characters, model, precision, own)
+
+
+def encoded(
+    model: ModelConfig, words: Sequence[str], vocabulary: Vocabulary | None, alphabet: Alphabet | None = None
+) -> Words:
+    """What the model reads of words: character ids [U, C], ids in the vocabulary [U], or both."""
+    if model.input == "words":
+        return vocabulary.ids(words)
+    characters = character_ids(words, model.max_characters, alphabet)
+    return (characters, vocabulary.ids(words_read(words, model.max_characters))) if model.word_dim else characters
 
 
 class Reading(NamedTuple):
@@ -130,9 +149,10 @@ def prepared_layers(model: ModelConfig, parameters: dict[str, Any], precision: P
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _state_after(model: ModelConfig, parameters: dict[str, Any], words: jax.Array, reading: Reading) -> State:
+def _state_after(model: ModelConfig, parameters: dict[str, Any], words: Words, reading: Reading) -> State:
     """The state of one row that has read a few words, given as in `word_vectors`, from zero."""
-    vectors = word_vectors(model, parameters["words"], words, np.int32(len(words)), "float32")
+    count = len(jax.tree.leaves(words)[0])
+    vectors = word_vectors(model, parameters["words"], words, np.int32(count), "float32")
     return read_window(model, parameters, vectors, reading, zero_state(model, 1))[1]
 
 
@@ -142,6 +162,7 @@ def start_state(
     vocabulary: Vocabulary | None,
     mode: Literal["warm", "zero"],
     boundaries: bool = True,
+    alphabet: Alphabet | None = None,
 ) -> State:
     """The fixed state where a sentence begins: cell [D], hidden [P] of every direction and layer, as NumPy.
 
@@ -155,9 +176,8 @@ def start_state(
     if not places:
         return zero_state(model)
     forward = np.array([places], np.int32)
-    characters = model.input == "characters"
-    encoded = character_ids(words, model.max_characters) if characters else vocabulary.ids(words)
-    state = _state_after(model, parameters, encoded, Reading(forward, len(words) - 1 - forward))
+    read = encoded(model, words, vocabulary, alphabet)
+    state = _state_after(model, parameters, read, Reading(forward, len(words) - 1 - forward))
     return jax.tree.map(lambda array: np.asarray(array)[0], state)
 
 

@@ -36,7 +36,7 @@ def initial_word(model: ModelConfig, name: str, shape: tuple[int, ...]) -> Initi
     if model.input == "words":
         return glorot_uniform()
     kind = name.rstrip("0123456789")
-    if kind == "embedding":
+    if kind in ("embedding", "word_embedding"):
         return symmetric_uniform(1.0)
     if kind == "kernel_":
         return normal((shape[1] * shape[2]) ** -0.5) if model.activation == "tanh" else symmetric_uniform(0.05)

@@ -18,18 +18,20 @@ from tqdm import tqdm
 
 from elmo_jax import parallel, training
 from elmo_jax.checkpoint import Checkpoint, Checkpoints, Written
-from elmo_jax.config import Config, ModelConfig, check, differences, load_config, to_json
+from elmo_jax.config import Config, ModelConfig, check, check_trainable, differences, load_config, to_json
 from elmo_jax.corpus import Corpus, read_corpora
 from elmo_jax.errors import InputError
 from elmo_jax.evaluation import evaluator
 from elmo_jax.files import as_path
+from elmo_jax.folders import read_folder
 from elmo_jax.lifecycle import Profiler, Termination, Told
 from elmo_jax.model import State, zero_state
 from elmo_jax.modules import init_bilm, init_softmax
+from elmo_jax.published import local
 from elmo_jax.softmax_table import table_size
 from elmo_jax.streams import Batch, LanguageModelStream, prefetch, word_encoder
 from elmo_jax.vocabulary import Vocabulary
-from elmo_jax.weights import ModelFolder, read_folder, read_model, write_folder
+from elmo_jax.weights import ModelFolder, read_model, write_folder
 from elmo_jax.workdir import Begun, Workdir
 
 # Checkpoints and measurements begin at this step, then come at every doubling until their regular distance is reached.
@@ -50,9 +52,9 @@ class Arguments:
     config: Annotated[Config, tyro.conf.arg(name="")]
     distributed: parallel.DistributedConfig
     init: tuple[str, ...] = ()
-    """Model to start from instead of random weights: a model folder or workdir, or the two files options.json and
-    weights.hdf5. The model is then that one; so is the vocabulary, unless data.vocab is given, and with the same
-    vocabulary the softmax."""
+    """Model to start from instead of random weights: the name of a published one, a model folder or workdir, or the two
+    files options.json and weights.hdf5. The model is then that one; so is the vocabulary, unless data.vocab is given,
+    and with the same vocabulary the softmax."""
 
 
 def parse(argv: list[str]) -> Arguments:
@@ -378,6 +380,7 @@ def prepare(arguments: Arguments, resources: contextlib.ExitStack) -> Run:
     begun = workdir.begun()
     config, init = choose_model(arguments, begun)
     check(config)
+    check_trainable(config.model)
     rows = workdir.rows(begun, config, parallel.global_device_count())
     text, heldout = read_corpora(config.data, begun and begun.vocabulary, init and init.vocabulary)
     vocabulary = text.vocabulary
@@ -425,10 +428,10 @@ def choose_model(arguments: Arguments, begun: Begun | None) -> tuple[Config, Mod
     if not (arguments.init or (begun and begun.text.get("init"))):
         return config, None
     if len(arguments.init) > 2:
-        raise InputError(f"--init has {len(arguments.init)} paths; give a folder, or options.json and weights.hdf5")
+        raise InputError(f"--init has {len(arguments.init)} paths; give a name, a folder, or the two files")
     if begun is None:
-        paths = [as_path(path) for path in arguments.init]
-        init = read_folder(*paths, with_softmax=True) if len(paths) == 1 else read_model(*paths)
+        one = len(arguments.init) == 1
+        init = read_folder(local(*arguments.init), with_softmax=True) if one else read_model(*arguments.init)
     model = begun.config.model if begun is not None else init.model
     contrary = [change for change in differences(Config(model), config) if change.split()[0] in asked]
     contrary = [change for change in contrary if change.startswith("model.")]

@@ -1,18 +1,32 @@
-"""Word → id, word → character ids; building a vocabulary from counts."""
+"""Word → id, word → character ids; vocabularies and alphabets, and building a vocabulary from counts."""
 
 import heapq
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from elmo_jax.errors import InputError
+from elmo_jax.errors import InputError, brief
 from elmo_jax.files import writing
 
 BEGIN_SENTENCE, END_SENTENCE, UNKNOWN = "<S>", "</S>", "<UNK>"
 # Character ids: 0 to 255 are UTF-8 bytes, then five marks (bilm-tf data.py, UnicodeCharsVocabulary).
 BEGIN_SENTENCE_CHARACTER, END_SENTENCE_CHARACTER, BEGIN_WORD, END_WORD, PADDING = range(256, 261)
 CHARACTERS = 261
+# The marks as lines of an alphabet.
+MARKS = (BEGIN_SENTENCE, END_SENTENCE, "<BOW>", "<EOW>", "<PAD>")
+
+
+def _lines(path: Path, what: str) -> list[str]:
+    """The lines of a file; a byte order mark is read as nothing."""
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except OSError as error:
+        raise InputError(f"cannot read {what} file {path} ({error})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 ({error}); convert it first") from None
+    return lines if lines[-1] else lines[:-1]
 
 
 class Vocabulary:
@@ -45,13 +59,7 @@ class Vocabulary:
     @classmethod
     def load(cls, path: Path) -> "Vocabulary":
         """Reads a file with a word a line; a byte order mark is read as nothing."""
-        try:
-            lines = path.read_bytes().decode("utf-8-sig").split("\n")
-        except OSError as error:
-            raise InputError(f"cannot read the vocabulary file {path} ({error})") from None
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path} is not UTF-8 ({error}); convert it first") from None
-        return cls((line.strip() for line in (lines if lines[-1] else lines[:-1])), str(path))
+        return cls((line.strip() for line in _lines(path, "the vocabulary")), str(path))
 
     def save(self, path: Path) -> None:
         """Writes a file that `load`, bilm-tf and AllenNLP read."""
@@ -73,23 +81,81 @@ class Vocabulary:
         return cls(specials + [word for _, word in most])
 
 
-def character_ids(words: Sequence[str], max_characters: int) -> np.ndarray:
-    """Character ids uint16 [U, max_characters] of U words, as bilm-tf spells them in training.
+class Alphabet:
+    """Characters (Unicode code points) and their ids, of a model that does not read bytes.
+
+    An id has a place in `characters`: a character, `<UNK>` for all that are not there, or nothing. The marks have the
+    ids that they have among bytes, 256 to 260. The file has a line for each; a character that is white space or
+    cannot be printed is written as its number, U+3000.
+    """
+
+    def __init__(self, characters: Sequence[str], source: str = "the alphabet"):
+        self.characters = list(characters)
+        if tuple(self.characters[BEGIN_SENTENCE_CHARACTER:CHARACTERS]) != MARKS or UNKNOWN not in self.characters:
+            marks = f"lines 257 to 261 are the marks {' '.join(MARKS)}, another one is {UNKNOWN}"
+            raise InputError(f"{source} ({len(self.characters)} lines) is no alphabet: of one, {marks}")
+        self.index: dict[str, int] = {}
+        for number, letter in enumerate(self.characters):
+            if letter in self.index or (len(letter) > 1 and letter not in (*MARKS, UNKNOWN)):
+                what = "there before" if letter in self.index else "no character; one can be written as U+ its number"
+                raise InputError(f"line {number + 1} of {source} is {brief(repr(letter), 40)}, which is {what}")
+            if letter:
+                self.index[letter] = number
+        self.unknown = self.characters.index(UNKNOWN)
+
+    def __len__(self) -> int:
+        return len(self.characters)
+
+    @classmethod
+    def of(cls, letters: Sequence[str]) -> "Alphabet":
+        """The alphabet of these characters, in their order."""
+        first = [UNKNOWN, *letters[:255]]
+        return cls([*first, *[""] * (256 - len(first)), *MARKS, *letters[255:]])
+
+    @classmethod
+    def load(cls, path: Path) -> "Alphabet":
+        """Reads characters.txt."""
+        return cls([_character(line.strip()) for line in _lines(path, "the alphabet")], str(path))
+
+    def to_bytes(self) -> bytes:
+        """The content of characters.txt."""
+        plain = lambda letter: len(letter) != 1 or (letter.isprintable() and not letter.isspace())
+        lines = [letter if plain(letter) else f"U+{ord(letter):04X}" for letter in self.characters]
+        return "".join(line + "\n" for line in lines).encode("utf-8")
+
+
+def _character(line: str) -> str:
+    """What a line of characters.txt stands for."""
+    number = re.fullmatch(r"U\+([0-9A-F]{4,6})", line)
+    return line if number is None or int(number[1], 16) >= 0x110000 else chr(int(number[1], 16))
+
+
+def words_read(words: Sequence[str], max_characters: int) -> list[str]:
+    """Of each word what a model with an alphabet reads: as many characters as fit between begin and end of word."""
+    return [word if word in (BEGIN_SENTENCE, END_SENTENCE) else word[: max_characters - 2] for word in words]
+
+
+def character_ids(words: Sequence[str], max_characters: int, alphabet: Alphabet | None = None) -> np.ndarray:
+    """Character ids uint16 [U, max_characters] of U words, as bilm-tf spells them in training; int32 of an alphabet's.
 
     A word is begin-of-word, its UTF-8 bytes (as many as fit, even if that cuts a character), end-of-word, padding.
     `<S>` and `</S>` are spelled with one mark of their own. At inference bilm-tf adds 1 to every id and puts a zero
     row before the character table, so that 0 can be its mask; without a mask both are left out, with the same result.
     """
-    ids = np.full((len(words), max_characters), PADDING, np.uint16)
+    ids = np.full((len(words), max_characters), PADDING, np.uint16 if alphabet is None else np.int32)
     ids[:, 0] = BEGIN_WORD
     for row, word in zip(ids, words, strict=True):
         if word in (BEGIN_SENTENCE, END_SENTENCE):
             row[1] = BEGIN_SENTENCE_CHARACTER if word == BEGIN_SENTENCE else END_SENTENCE_CHARACTER
             row[2] = END_WORD
-        else:
+        elif alphabet is None:
             spelling = word.encode("utf-8", "ignore")[: max_characters - 2]
             row[1 : len(spelling) + 1] = np.frombuffer(spelling, np.uint8)
             row[len(spelling) + 1] = END_WORD
+        else:
+            letters = [alphabet.index.get(letter, alphabet.unknown) for letter in word[: max_characters - 2]]
+            row[1 : len(letters) + 1] = letters
+            row[len(letters) + 1] = END_WORD
     return ids
 
 

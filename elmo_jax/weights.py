@@ -1,29 +1,33 @@
-"""bilm-tf's HDF5 weight files, in and out through one table of names."""
+"""Models in files: bilm-tf's HDF5 and safetensors, in and out through one table of names; archives are unpacked."""
 
+import contextlib
 import json
 import os
 import zlib
 from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import h5py
 import numpy as np
+import safetensors.numpy
 
 from elmo_jax.char_cnn import HIGHWAY
-from elmo_jax.config import ModelConfig, read_options, to_options
+from elmo_jax.config import ALPHABET, ModelConfig, read_options, to_options
 from elmo_jax.errors import InputError, brief, listed
-from elmo_jax.files import as_path, unwritable, writing
-from elmo_jax.hdf5 import HDF5Writer, floating_dataset, open_hdf5, own_item, read_floats, writing_hdf5
+from elmo_jax.files import as_path, reading, unwritable, writing
+from elmo_jax.hdf5 import HDF5Writer, finite_floats, floating_dataset, open_hdf5, own_item, read_floats, writing_hdf5
+from elmo_jax.mix import Mix
 from elmo_jax.model import parameter_shapes
-from elmo_jax.vocabulary import Vocabulary
+from elmo_jax.vocabulary import Alphabet, Vocabulary
 
 # Name in the file → path in the parameters. Arrays are the same on both sides: shapes, order of gates, and the forget
 # gate's 1, which is added when the model runs, not stored.
 Names = dict[str, tuple[str, str]]
 SOFTMAX_NAMES = {"softmax/W": "weight", "softmax/b": "bias"}
 CHECKSUM = "crc32"
+Container = Literal["hdf5", "safetensors"]
 
 
 def weight_names(model: ModelConfig) -> Names:
@@ -32,14 +36,17 @@ def weight_names(model: ModelConfig) -> Names:
     if model.input == "words":
         names["embedding"] = "words", "embedding"
     else:
-        names["char_embed"] = "words", "embedding"
+        # Under another name, for what reads bytes alone does not ask whether they are.
+        names["char_embed" if model.alphabet is None else "character_embed"] = "words", "embedding"
         for number in range(len(model.filters)):
             names[f"CNN/W_cnn_{number}"] = "words", f"kernel_{number}"
             names[f"CNN/b_cnn_{number}"] = "words", f"bias_{number}"
         for number in range(model.highway_layers):
             for name, ours in zip(("W_transform", "b_transform", "W_carry", "b_carry"), HIGHWAY, strict=True):
                 names[f"CNN_high_{number}/{name}"] = "words", f"{ours}_{number}"
-        if model.filter_dim != model.projection_dim:
+        if model.word_dim:
+            names["word_embed"] = "words", "word_embedding"
+        if model.projects:
             names["CNN_proj/W_proj"] = "words", "projection_kernel"
             names["CNN_proj/b_proj"] = "words", "projection_bias"
     for number, direction in enumerate(("forward", "backward")):
@@ -103,7 +110,44 @@ def _stored_checksum(dataset: h5py.Dataset) -> int | None:
 
 
 def _read(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """The arrays of a file, which must have just these names and shapes, and the right checksums or none."""
+    """The arrays of a file, which must have just these names and shapes, in float32."""
+    return (_read_safetensors if path.suffix == ".safetensors" else _read_hdf5)(path, shapes)
+
+
+class _Stated(NamedTuple):
+    """What the header of a safetensors file says of an array."""
+
+    shape: tuple[int, ...]
+    kind: str
+
+
+def _read_safetensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file. The library compares what the header says with the size of the file."""
+    with reading(path) as local:
+        try:
+            with safetensors.safe_open(local, framework="np") as file:
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                stated = {name: _Stated(tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+                problems = misfits(stated, shapes)
+                problems += [f"not known: {brief(name, 80)}" for name in stated if name not in shapes]
+                problems += [
+                    f"{name} has numbers of type {brief(stated[name].kind, 20)}, none of BF16, F16, F32, F64"
+                    for name in shapes
+                    if name in stated and stated[name].kind not in ("BF16", "F16", "F32", "F64")
+                ]
+                if problems:
+                    raise InputError(f"it does not fit the model of its options.json: {listed(problems)}")
+                return {name: finite_floats(name, file.get_tensor(name)) for name in shapes}
+        except MemoryError:
+            raise
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        except Exception as error:  # the library has errors of its own, and raises others
+            raise InputError(f"{path} is not a whole safetensors file ({brief(error)})") from error
+
+
+def _read_hdf5(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The arrays of an HDF5 file, which must have the right checksums or none."""
     with open_hdf5(path) as file:
         datasets, problems = _datasets(file, shapes)
         if problems:
@@ -121,58 +165,39 @@ def _read(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarra
 
 
 def read_weights(path: Path, model: ModelConfig, vocabulary_size: int = 0) -> dict[str, Any]:
-    """Parameters of the biLM from weights.hdf5; missing, unknown and misshapen arrays are reported together."""
-    arrays = _read(path, weight_shapes(model, vocabulary_size))
+    """Parameters of the biLM from a file of weights; missing, unknown and misshapen arrays are reported together."""
+    return as_parameters(model, _read(path, weight_shapes(model, vocabulary_size)))
+
+
+def as_parameters(model: ModelConfig, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Arrays by their names in weights.hdf5 → the biLM's parameters."""
     parameters: dict[str, Any] = {}
     for name, (module, array) in weight_names(model).items():
-        parameters.setdefault(module, {})[array] = arrays[name]
+        parameters.setdefault(module, {})[array] = np.ascontiguousarray(arrays[name])
     return parameters
 
 
 class ModelFolder(NamedTuple):
     """What a model folder holds: options.json, weights.hdf5, and if there, vocab.txt and softmax.hdf5.
 
-    The softmax is the output layer: weight [V, P], bias [V].
+    The softmax is the output layer: weight [V, P], bias [V]. The alphabet is in characters.txt, of models that read it.
+    The mixes were learned with the model, in a task that it was used for.
     """
 
     model: ModelConfig
     parameters: dict[str, Any]
     vocabulary: Vocabulary | None
     softmax: dict[str, np.ndarray] | None
+    alphabet: Alphabet | None = None
+    mixes: tuple[Mix, ...] = ()
 
 
-def _no_model(path: Path, what: str) -> InputError:
+def no_model(path: Path, what: str) -> InputError:
     return InputError(
-        f"{path}: {what}; give a folder with options.json and weights.hdf5, a training workdir, or the two files "
-        "themselves. The published ones are to be downloaded first, the README says where they are"
+        f"{path}: {what}; give a folder with options.json and weights.hdf5, a training workdir, an archive (.zip of "
+        "NLPL, .tar.gz of AllenNLP), the two files themselves, or the name of a published model (elmo-jax models lists "
+        "them)"
     )
-
-
-def model_files(path: str | os.PathLike) -> list[Path | None]:
-    """Options, weights, vocabulary and softmax in a model folder, or `model/` of a training workdir, as far as there.
-
-    The published files may have their names of old.
-    """
-    folder = as_path(path)
-    if not folder.is_dir():
-        raise _no_model(folder, "no folder but a file" if folder.exists() else "no folder")
-    if not (folder / "options.json").exists() and (folder / "config.json").exists():
-        folder /= "model"
-        if not folder.is_dir():
-            raise InputError(f"{path} is a training run that has no model/ yet; elmo-jax export writes one")
-
-    def only(name: str) -> Path:
-        files = [folder / name] if (folder / name).exists() else sorted(folder.glob(f"*{name}"))
-        if len(files) != 1:
-            names = listed([brief(file.name, 80) for file in files], ", ") or "none"
-            raise InputError(
-                f"no file {folder / name}, and of other files *{name} one is expected, there are: {names}. Give the "
-                "folder that holds a model's options.json and weights.hdf5, or the folder of a run"
-            )
-        return files[0]
-
-    others = [folder / name for name in ("vocab.txt", "softmax.hdf5")]
-    return [only("options.json"), only("weights.hdf5"), *(file if file.exists() else None for file in others)]
 
 
 def read_model(
@@ -181,31 +206,36 @@ def read_model(
     vocab: str | os.PathLike | None = None,
     softmax: str | os.PathLike | None = None,
 ) -> ModelFolder:
-    """Reads a model's files; models without characters need the vocabulary."""
+    """Reads a model's files; models that look up words need the vocabulary, an alphabet lies beside options.json."""
     for file in map(as_path, (options, weights)):
         if not file.exists():
-            raise _no_model(file, "no such file")
+            raise no_model(file, "no such file")
     model = read_options(as_path(options))
     vocabulary = None if vocab is None else Vocabulary.load(as_path(vocab))
     words = len(vocabulary or ())
-    if model.input == "words" and not words:
-        raise InputError(f"{options} has no char_cnn: the model reads words by number and needs its vocab.txt")
+    if (model.input == "words" or model.word_dim) and not words:
+        has = "word_embedding" if model.word_dim else "no char_cnn"
+        raise InputError(f"{options} has {has}: the model reads words by number and needs its vocab.txt")
+    alphabet = None if model.alphabet is None else Alphabet.load(as_path(options).parent / ALPHABET)
+    if alphabet is not None and len(alphabet) != model.alphabet:
+        raise InputError(f"{ALPHABET} has {len(alphabet)} lines, {options} says n_characters is {model.alphabet}")
     parameters = read_weights(as_path(weights), model, words)
     if softmax is None:
-        return ModelFolder(model, parameters, vocabulary, None)
+        return ModelFolder(model, parameters, vocabulary, None, alphabet=alphabet)
     if not words:
         raise InputError(f"{softmax} needs the vocab.txt that says which word each of its rows stands for")
     arrays = _read(as_path(softmax), {"softmax/W": (words, model.projection_dim), "softmax/b": (words,)})
-    return ModelFolder(model, parameters, vocabulary, {ours: arrays[name] for name, ours in SOFTMAX_NAMES.items()})
-
-
-def read_folder(path: str | os.PathLike, with_softmax: bool = False) -> ModelFolder:
-    """Reads a model folder or the model of a training workdir."""
-    return read_model(*model_files(path)[: 4 if with_softmax else 3])
+    output = {ours: arrays[name] for name, ours in SOFTMAX_NAMES.items()}
+    return ModelFolder(model, parameters, vocabulary, output, alphabet=alphabet)
 
 
 def write_folder(path: Path, model: ModelConfig, parameters: dict[str, Any], vocabulary: Vocabulary) -> None:
-    """Exports {"bilm", "softmax"} parameters as a model folder that bilm-tf and AllenNLP read as it is.
+    """Exports {"bilm", "softmax"} parameters as a model folder."""
+    write_model(path, ModelFolder(model, parameters["bilm"], vocabulary, parameters["softmax"]))
+
+
+def write_model(path: Path, model: ModelFolder, container: Container = "hdf5") -> None:
+    """Writes a model folder; with HDF5 files, bilm-tf and AllenNLP read it as it is.
 
     The files appear together, when all are written.
     """
@@ -213,16 +243,25 @@ def write_folder(path: Path, model: ModelConfig, parameters: dict[str, Any], voc
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(path, error) from None
-    with (
-        writing(path / "options.json") as options,
-        writing(path / "vocab.txt") as words,
-        writing_hdf5(path / "weights.hdf5") as weights,
-        writing_hdf5(path / "softmax.hdf5") as softmax,
-    ):
-        options.write_text(json.dumps(to_options(model, len(vocabulary)), indent=1) + "\n", encoding="utf-8")
-        words.write_bytes(vocabulary.to_bytes())
-        _add_arrays(weights, named_weights(parameters["bilm"], model))
-        _add_arrays(softmax, {name: parameters["softmax"][ours] for name, ours in SOFTMAX_NAMES.items()})
+    with contextlib.ExitStack() as files:
+        add = lambda name: files.enter_context(writing(path / name))
+        words = None if model.vocabulary is None else len(model.vocabulary)
+        add("options.json").write_text(json.dumps(to_options(model.model, words), indent=1) + "\n", encoding="utf-8")
+        if model.vocabulary is not None:
+            add("vocab.txt").write_bytes(model.vocabulary.to_bytes())
+        if model.alphabet is not None:
+            add(ALPHABET).write_bytes(model.alphabet.to_bytes())
+        for number, mix in enumerate(model.mixes):
+            add("mix.json" if len(model.mixes) == 1 else f"mix-{number:03}.json").write_bytes(mix.to_bytes())
+        arrays = {"weights": named_weights(model.parameters, model.model)}
+        if model.softmax is not None:
+            arrays["softmax"] = {name: model.softmax[ours] for name, ours in SOFTMAX_NAMES.items()}
+        for name, named in arrays.items():
+            if container == "hdf5":
+                _add_arrays(files.enter_context(writing_hdf5(path / f"{name}.hdf5")), named)
+            else:
+                values = {name: np.ascontiguousarray(array, np.float32) for name, array in named.items()}
+                add(f"{name}.safetensors").write_bytes(safetensors.numpy.save(values))
 
 
 def named_weights(parameters: dict[str, Any], model: ModelConfig) -> dict[str, Any]:

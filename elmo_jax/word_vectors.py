@@ -8,26 +8,31 @@ import numpy as np
 from jax import lax
 
 from elmo_jax import compilation
-from elmo_jax.char_cnn import quickly_spelled
+from elmo_jax.char_cnn import char_cnn_shapes, quickly_spelled
 from elmo_jax.config import ModelConfig
 from elmo_jax.parallel import AXIS, computing_on, parallel, replicate
 from elmo_jax.products import form
 from elmo_jax.streams import character_width
-from elmo_jax.vocabulary import PADDING, Vocabulary, character_ids
+from elmo_jax.vocabulary import PADDING, Alphabet, Vocabulary, character_ids, words_read
 
 # Words whose vectors are remembered, the last ones used.
 REMEMBERED_WORDS = 65536
 
 
 def spell(
-    model: ModelConfig, parameters: dict[str, Any], table: jax.Array, places: jax.Array, characters: jax.Array
+    model: ModelConfig,
+    parameters: dict[str, Any],
+    table: jax.Array,
+    places: jax.Array,
+    characters: jax.Array,
+    words: jax.Array | None,
 ) -> jax.Array:
     """Writes the vectors of words into a table [words, P] that all devices share.
 
-    Each device spells some of the words: character ids [c, C]; places [n · c] of all devices' words, those behind the
-    table's end are left out.
+    Each device spells some of the words: character ids [c, C] and, where the model has some, the words' own vectors
+    [c, W]; places [n · c] of all devices' words, those behind the table's end are left out.
     """
-    vectors = quickly_spelled(parameters, characters, model, "float32")
+    vectors = quickly_spelled(parameters, characters, model, "float32", words)
     return table.at[places].set(lax.all_gather(vectors, AXIS, tiled=True), mode="drop")
 
 
@@ -35,7 +40,7 @@ def spell(
 def spelling_program(model: ModelConfig, devices: tuple[jax.Device, ...]):
     """`spell` over devices, compiled once for all models of one shape."""
     step = functools.partial(spell, model)
-    return parallel(step, (None, None, None, 0), None, donate=(1,), devices=devices)
+    return parallel(step, (None, None, None, 0, 0), None, donate=(1,), devices=devices)
 
 
 class VocabularyVectors:
@@ -61,10 +66,18 @@ class SpelledVectors:
     """
 
     def __init__(
-        self, model: ModelConfig, parameters: dict[str, Any], devices: tuple[jax.Device, ...], keep: bool = False
+        self,
+        model: ModelConfig,
+        parameters: dict[str, Any],
+        devices: tuple[jax.Device, ...],
+        keep: bool = False,
+        vocabulary: Vocabulary | None = None,
+        alphabet: Alphabet | None = None,
     ):
         self.model, self.devices, self.keep = model, devices, keep
-        self.parameters = replicate(parameters, devices)
+        self.vocabulary, self.alphabet = vocabulary, alphabet
+        self.own_vectors = parameters.get("word_embedding")  # [V, W], of which devices see those of new words
+        self.parameters = replicate({name: parameters[name] for name in char_cnn_shapes(model)}, devices)
         with computing_on(devices):
             self.new_words = form().new_words  # that are spelled at a time on each device
         self.capacity = 0
@@ -114,7 +127,10 @@ class SpelledVectors:
 
     def _spell(self, words: list[str], places: np.ndarray) -> None:
         """Puts the vectors of new words into their places."""
-        characters = character_ids(words, self.model.max_characters)
+        characters = character_ids(words, self.model.max_characters, self.alphabet)
+        own = None
+        if self.own_vectors is not None:
+            own = self.own_vectors[self.vocabulary.ids(words_read(words, self.model.max_characters))]
         order = np.argsort((characters != PADDING).sum(1), kind="stable")  # words of like length go together
         program, size = spelling_program(self.model, self.devices), self.new_words * len(self.devices)
         for first in range(0, len(words), size):
@@ -125,7 +141,8 @@ class SpelledVectors:
             targets = np.pad(places[chunk], rest, constant_values=self.capacity)
             spelled = spelled.reshape(len(self.devices), self.new_words, -1)
             shapes = self.capacity, spelled.shape
-            arguments = self.parameters, self.table, targets, spelled
+            of_words = None if own is None else np.pad(own[chunk], (rest, (0, 0))).reshape(*spelled.shape[:2], -1)
+            arguments = self.parameters, self.table, targets, spelled, of_words
             self.table = compilation.run(program, shapes, *arguments, keep=self.keep)
         for word, place in zip(words, places.tolist(), strict=True):
             self.place[word], self.word[place] = place, word

@@ -25,6 +25,7 @@ FORMAT = 2
 FREE = {
     *(f"train.{name}" for name in ("steps", "epochs", "batch_size", "checkpoint_every", "eval_every", "log_every")),
     *("train.profile", "data.train", "data.heldout", "data.vocab", "data.cache"),
+    *("data.text_format", "data.text_column"),
 }
 MOST_ROWS = 10**7
 # What is in the fingerprints of a run's text, as people call it.

@@ -16,6 +16,7 @@ Vectors = npt.NDArray[np.float32]
 def load(folder: Path) -> Elmo:
     elmo = assert_type(elmo_jax.load("runs/mine"), Elmo)
     elmo_jax.load(folder)
+    elmo_jax.load("original")
     elmo_jax.load(options="options.json", weights=folder / "weights.hdf5")
     elmo_jax.load("options.json", "weights.hdf5", compilation_cache=False)
     elmo_jax.load(options=folder / "options.json", weights=folder / "weights.hdf5", vocab="vocab.txt")
@@ -31,14 +32,25 @@ def embed(elmo: Elmo) -> Iterator[Vectors]:
     elmo.embed([("a", "sentence")], layers="top", state="zero", precision="bfloat16", boundaries=True, batch_size=8)
     elmo.embed((["w"] for _ in range(3)), layers="mix", mix=Mix([0.1, 0.2, 0.7], gamma=2.0, layer_norm=True))
     elmo.embed(["w"], layers="mix", mix=[0.1, 0.2, 0.7])
+    elmo.embed(["w"], pool="mean")
     elmo.embed(["w"], layers="mix", mix=np.ones(3, np.float32), batch_size=np.int64(8))
-    elmo.embed(["w"], layers="average", state="warm", precision="float32", boundaries=False, batch_size=None, mix=None)
+    elmo.embed(
+        ["w"],
+        layers="average",
+        state="warm",
+        precision="float32",
+        boundaries=False,
+        batch_size=None,
+        mix=None,
+        pool=None,
+    )
     assert_type(elmo.embed_iter(["w"], layers="all", state="carry", batch_size=2), Iterator[Vectors])
     with open("large.txt") as lines:
         yield from elmo.embed_iter(
             lines, layers="mix", state="warm", precision="float32", boundaries=True, batch_size=1, mix=Mix((1.0, 2.0))
         )
     elmo.embed(["w"], layers="bottom")  # type: ignore[arg-type]
+    elmo.embed(["w"], pool="sum")  # type: ignore[arg-type]
     elmo.embed(["w"], state="cold")  # type: ignore[arg-type]
     elmo.embed(["w"], precision="float16")  # type: ignore[arg-type]
     elmo.embed([3])  # type: ignore[list-item]

@@ -135,6 +135,7 @@ def test_training_starts_what_fits(tmp_path, monkeypatch, together):
 BENCHMARKS = {
     "embedding": "--repeats 1",
     "text_length": "--tokens 500 --repeats 1",
+    "output": "--repeats 1 --formats flat hdf5 parquet",
     "precision": "",
     "training": "--vocabulary_sizes 2000 --repeats 1",
     "curves": "--rows 4 --steps 10",
@@ -161,4 +162,17 @@ def test_benchmarks_run(tmp_path, text, module):
     done = subprocess.run(command, cwd=ROOT, env=script_environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((tmp_path / "result.json").read_text())["benchmark"] == module
+    assert "| --- |" in done.stdout
+
+
+@pytest.mark.slow
+def test_memory_of_the_outputs_is_measured(tmp_path):
+    """Of so few sentences it says nothing but that the command works; what 1,000,000 take is among the results."""
+    command = [sys.executable, "-m", "benchmarks.output_memory", "--sentences", "20", "40"]
+    command += ["--output", tmp_path / "result.json"]
+    done = subprocess.run(command, cwd=ROOT, env=script_environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = json.loads((tmp_path / "result.json").read_text())["formats"]
+    assert [row["format"] for row in rows] == ["flat", "hdf5", "parquet"]
+    assert all(2**26 < peak < 2**33 for row in rows for peak in row["peak_memory_bytes"])
     assert "| --- |" in done.stdout

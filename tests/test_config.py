@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -28,7 +29,20 @@ def test_configs_survive_json(name):
     assert from_json(json.loads(json.dumps(to_json(config)))) == config
 
 
-@pytest.mark.parametrize("model", [SMALL, ModelConfig(), ModelConfig(input="words"), ModelConfig(cell_clip=None)])
+UNICODE = ModelConfig(alphabet=300, word_dim=100)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        SMALL,
+        ModelConfig(),
+        ModelConfig(input="words"),
+        ModelConfig(cell_clip=None),
+        UNICODE,
+        dataclasses.replace(UNICODE, word_dim=0),
+    ],
+)
 def test_options_survive(model):
     options = json.loads(json.dumps(to_options(model, 99)))
     found = from_options(options, "options.json")
@@ -69,6 +83,18 @@ def test_numbers_of_characters(n_characters):
         (lambda o: o.update(bidirectional=False), "bidirectional is False; it must be True"),
         (lambda o: o["lstm"].update(dim="wide"), "lstm.dim is 'wide'; it must be int"),
         (lambda o: o["char_cnn"].update(filters=[3, 4]), "char_cnn.filters"),
+        (
+            lambda o: o["char_cnn"].update(alphabet="../letters.txt"),
+            "alphabet is '../letters.txt'; it must be 'characters.txt'",
+        ),
+        (lambda o: o["char_cnn"].update(alphabet="characters.txt", n_characters=260), "model.alphabet is 260"),
+        (
+            lambda o: (
+                o.update(word_embedding={"dim": 5})
+                or o["char_cnn"].update(alphabet="characters.txt", n_characters=None)
+            ),
+            "it lacks char_cnn.n_characters",
+        ),
     ],
 )
 def test_bad_options(change, message):
@@ -126,7 +152,7 @@ def test_clips_are_floats():
 
 
 def test_parameters_are_counted():
-    for model in (SMALL, ModelConfig()):
+    for model in (SMALL, ModelConfig(), UNICODE):
         shapes = parameter_shapes(model)
         assert parameter_count(model) == sum(math.prod(shape) for group in shapes.values() for shape in group.values())
 
@@ -186,6 +212,7 @@ def test_fields_of_wrong_types(tmp_path, section, name, value):
         (Config(ModelConfig(projection_dim=5000)), "model.projection_dim is 5000"),
         (Config(ModelConfig(filters=())), "model.filters is ()"),
         (Config(ModelConfig(cell_clip=0.0)), "model.cell_clip is 0.0"),
+        (Config(ModelConfig(word_dim=5)), "model.word_dim is 5; only a model with model.alphabet"),
         (Config(ModelConfig(highway_layers=-1)), "model.highway_layers is -1"),
         (Config(train=TrainConfig(window=0)), "train.window is 0"),
         (Config(train=TrainConfig(dropout=1.0)), "train.dropout is 1.0"),

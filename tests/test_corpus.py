@@ -1,6 +1,5 @@
 import contextlib
 import gzip
-import io
 import itertools
 import os
 import re
@@ -13,15 +12,13 @@ import numpy as np
 import pytest
 from conftest import ROOT, fails
 
-from elmo_jax import commands, corpus
+from elmo_jax import commands, corpus, sources
 from elmo_jax.config import DataConfig
 from elmo_jax.corpus import (
     Corpus,
     WordCounts,
     cached,
-    find_files,
     read_corpora,
-    read_input,
     read_text,
     sentences,
 )
@@ -29,79 +26,6 @@ from elmo_jax.errors import InputError
 from elmo_jax.vocabulary import Vocabulary, character_ids
 
 VOCABULARY = Vocabulary(["<S>", "</S>", "<UNK>", "the", "cat"])
-
-
-def test_files_and_globs(tmp_path):
-    (tmp_path / "b.txt").write_text("the cat\n\nsat\n")
-    with gzip.open(tmp_path / "a.gz", "wt") as file:
-        file.write("on\u00a0the\tmat")
-    assert [path.name for path in find_files([f"{tmp_path}/*"], "TEXT")] == ["a.gz", "b.txt"]
-    text = list(sentences([f"{tmp_path}/*"], "TEXT"))
-    assert text == [["on", "the", "mat"], ["the", "cat"], ["sat"]]
-    assert list(read_input(f"{tmp_path}/b.txt")) == [["the", "cat"], [], ["sat"]]
-
-
-def test_standard_input(monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the cat\n\nsat")))
-    assert list(read_input("-")) == [["the", "cat"], [], ["sat"]]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("latin.txt", b"ok\ncaf\xe9 au lait\n", "line 2, is not UTF-8"),
-        ("half.gz", gzip.compress(b"the cat sat " * 99, mtime=0)[:-9], "not a whole gzip file"),
-        ("text.gz", b"the cat", "not a whole gzip file"),
-    ],
-)
-def test_unreadable_files(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        list(sentences([str(tmp_path / name)], "TEXT"))
-
-
-def test_damaged_gzip_files(tmp_path):
-    """Each is one clear error, or has the same text: not all of a gzip file's header counts."""
-    lines = [[f"w{n}" for n in np.random.default_rng(seed).integers(99, size=9)] for seed in range(9)]
-    whole = gzip.compress("\n".join(map(" ".join, lines)).encode(), mtime=0)
-    path, refused = tmp_path / "text.gz", 0
-    for seed in range(400):
-        generator = np.random.default_rng(seed)
-        data = bytearray(whole)
-        place = int(generator.integers(len(data)))
-        if seed % 4 == 0:
-            del data[place:]
-        else:
-            data[place] ^= 1 << int(generator.integers(8))
-        path.write_bytes(data)
-        try:
-            assert list(sentences([str(path)], "TEXT")) == (lines if data else [])
-        except InputError as error:
-            assert "not a whole gzip file" in str(error) or "is not UTF-8" in str(error)  # noqa: PT017
-            refused += 1
-    assert refused > 350
-
-
-def test_byte_order_marks_are_read_as_nothing(tmp_path):
-    for name in ("a.txt", "b.txt"):
-        (tmp_path / name).write_text("the cat\nsat", encoding="utf-8-sig")
-    assert list(sentences([f"{tmp_path}/*.txt"], "TEXT")) == 2 * [["the", "cat"], ["sat"]]
-    (tmp_path / "a.txt").write_text("the cat", encoding="utf-16")
-    with pytest.raises(InputError, match="line 1, is not UTF-8"):
-        list(read_input(f"{tmp_path}/a.txt"))
-
-
-def test_closed_standard_input(monkeypatch):
-    monkeypatch.setattr(sys, "stdin", None)  # what Python makes of `<&-`
-    with pytest.raises(InputError, match="standard input, which is closed"):
-        read_input("-")
-
-
-def test_missing_files(tmp_path):
-    with pytest.raises(InputError, match=r"--data.train: no file matches .*/\*.txt"):
-        find_files([f"{tmp_path}/*.txt"], "--data.train")
-    with pytest.raises(InputError, match=r"--data.train: there is no file .*/a.txt"):
-        find_files([f"{tmp_path}/a.txt"], "--data.train")
 
 
 def test_boundary_marks_in_text_are_kept_with_a_warning(tmp_path):
@@ -184,7 +108,7 @@ def test_tfds(tmp_path, monkeypatch):
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
     text = list(sentences(["tfds:small_text/train"], "--data.train"))
     monkeypatch.setattr(corpus, "SAVED_EVERY", 3)
-    monkeypatch.setattr(corpus, "RECORDS", 7)
+    monkeypatch.setattr(sources, "RECORDS", 7)
     folders = []
     for name, counts in (("whole", ()), ("other", (4, 8))):
         for count in counts:
@@ -264,7 +188,7 @@ class Interrupted(BaseException):
 @contextlib.contextmanager
 def interrupted(lines):
     """What is done inside is interrupted after it has read so many lines."""
-    read_lines, left = corpus.read_lines, lines
+    read_lines, left = sources.read_lines, lines
 
     def some(*arguments):
         nonlocal left
@@ -275,7 +199,7 @@ def interrupted(lines):
             yield tokens
 
     with pytest.MonkeyPatch.context() as patches:
-        patches.setattr(corpus, "read_lines", some)
+        patches.setattr(sources, "read_lines", some)
         with pytest.raises(Interrupted):
             yield
 

@@ -74,6 +74,7 @@ def peaks(count, folder):
     return list(map(int, subprocess.check_output(command, cwd=ROOT).split()))
 
 
+@pytest.mark.slow
 def test_the_text_is_not_held(tmp_path):
     """9,000 sentences more are 1.5 MB of text more."""
     assert peaks(10_000, tmp_path)[0] < peaks(1000, tmp_path)[0] + 300_000
@@ -86,7 +87,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
         f"Python {few[0] / 1e6:.1f} MB, then {many[0] / 1e6:.1f} MB; process {few[1] / 1e6:.0f}, {many[1] / 1e6:.0f} MB"
     )
     assert many[0] < few[0] + 1e6
-    assert many[1] < few[1] + 60e6  # HDF5's table of 300,000 names and its cache; the text is 48 MB
+    assert many[1] < few[1] + 30e6  # HDF5's cache, once it is full; the text is 48 MB
 
 
 def plain_nearest(sentences, vectors, word, count):

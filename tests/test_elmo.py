@@ -225,7 +225,11 @@ def test_load_takes_a_folder_or_files(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "named", "message"),
     [
-        ((), {}, r"was given nothing; it takes a folder, load\(FOLDER\), or two files, load\(OPTIONS, WEIGHTS\)"),
+        (
+            (),
+            {},
+            r"was given nothing; it takes a name or folder, load\(MODEL\), or two files, load\(OPTIONS, WEIGHTS\)",
+        ),
         ((), {"options": "o.json"}, "was given options; it takes"),
         ((), {"weights": "w.hdf5"}, "was given weights; it takes"),
         (("folder",), {"options": "o.json", "weights": "w.hdf5"}, "was given model, options, weights; it takes"),

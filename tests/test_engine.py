@@ -155,6 +155,22 @@ def test_boundaries(elmo):
         assert largest_error(found, [array[1:-1] for array in whole]) < 1e-6
 
 
+def test_pooled(elmo):
+    """Sentence vectors are those of the tokens alone; a sentence without tokens has zeros."""
+    for layers, state in (("all", "warm"), ("average", "carry"), ("top", "zero")):
+        vectors = elmo.embed(SENTENCES, layers=layers, state=state)
+        for pool in ("mean", "max"):
+            found = elmo.embed(SENTENCES, layers=layers, state=state, pool=pool)
+            for array, own in zip(found, vectors, strict=True):
+                own = own if own.shape[-2] else np.zeros((*own.shape[:-2], 1, elmo.dim), np.float32)
+                assert array.dtype == np.float32
+                assert np.allclose(array, getattr(own, pool)(-2), atol=1e-7)
+    with pytest.raises(elmo_jax.InputError, match="pool is 'sum'; it must be one of 'mean', 'max', or None"):
+        elmo.embed(SENTENCES, pool="sum")
+    with pytest.raises(elmo_jax.InputError, match="exclude each other"):
+        elmo.embed(SENTENCES, pool="max", boundaries=True)
+
+
 def test_bfloat16_is_near(elmo):
     exact, rounded = (elmo.embed(SENTENCES, precision=name, batch_size=8) for name in ("float32", "bfloat16"))
     assert 1e-5 < largest_error(rounded, exact) < 0.05

@@ -12,8 +12,8 @@ import pytest
 from conftest import GOLDEN, TOLERANCE, place_on, relative_error, to_host
 
 from elmo_jax import softmax_table, training
+from elmo_jax.bundles import tree_of, variable_names
 from elmo_jax.config import Config, TrainConfig, from_options
-from elmo_jax.convert import tree_of, variable_names
 from elmo_jax.corpus import Corpus, sentences
 from elmo_jax.evaluation import evaluator
 from elmo_jax.losses import SampledWords, full_softmax_loss, sampled_softmax_loss

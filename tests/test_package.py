@@ -42,7 +42,18 @@ def test_the_distributions_hold_code_configs_and_types(distributions):
     assert held == code | {"elmo_jax/py.typed"} | {f"elmo_jax/configs/{name}" for name in configs}
     assert "elmo-jax = elmo_jax.__main__:main" in metadata["entry_points.txt"]
     needed = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", metadata["METADATA"], re.M)
-    assert sorted(needed) == ["etils", "filelock", "h5py", "jax", "numpy", "tqdm", "tyro"]
+    assert sorted(needed) == [
+        "etils",
+        "filelock",
+        "h5py",
+        "jax",
+        "numpy",
+        "pooch",
+        "requests",
+        "safetensors",
+        "tqdm",
+        "tyro",
+    ]
     with tarfile.open(sdist) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
     assert code | {f"configs/{name}" for name in configs} | {"pyproject.toml", "README.md", "LICENSE"} <= names

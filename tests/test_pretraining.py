@@ -27,7 +27,7 @@ import train
 from elmo_jax import __main__ as tools
 from elmo_jax import lifecycle, pretraining, training
 from elmo_jax.config import load_config
-from elmo_jax.weights import read_folder
+from elmo_jax.folders import read_folder
 
 
 @pytest.fixture(scope="module")

@@ -31,10 +31,11 @@ from elmo_jax import __main__ as tools
 from elmo_jax import pretraining, softmax_table
 from elmo_jax.corpus import Corpus, sentences
 from elmo_jax.evaluation import evaluator
+from elmo_jax.folders import read_folder
 from elmo_jax.model import start_state, zero_state
 from elmo_jax.streams import LanguageModelStream, word_encoder
 from elmo_jax.vocabulary import Vocabulary
-from elmo_jax.weights import read_folder, write_arrays
+from elmo_jax.weights import write_arrays
 
 
 @pytest.fixture(scope="module")
@@ -372,6 +373,7 @@ ORDER = [
     "arrays",
     "config",
     "vocabulary",
+    "sources",
     "corpus",
     "streams",
     "products",
@@ -379,13 +381,25 @@ ORDER = [
     "lstm",
     "model",
     "hdf5",
+    "mix",
+    "pickles",
+    "archives",
+    "allennlp",
     "weights",
+    "bundles",
+    "manylangs",
+    "folders",
+    "convert",
+    "published",
     "parallel",
     "compilation",
     "word_vectors",
     "engine",
     "elmo",
     "dump",
+    "embeddings",
+    "outputs",
+    "dataset_column",
     "losses",
     "softmax_table",
     "modules",
@@ -395,7 +409,7 @@ ORDER = [
     "workdir",
     "lifecycle",
     "pretraining",
-    "convert",
+    "restart",
     "commands",
 ]
 

@@ -3,9 +3,11 @@ import pytest
 from conftest import relative_error
 
 from elmo_jax.errors import InputError
-from elmo_jax.vocabulary import Vocabulary, character_ids
+from elmo_jax.vocabulary import Alphabet, Vocabulary, character_ids
 
 PAD = 260
+
+MARKED = Alphabet.of(["a"]).characters
 
 
 @pytest.mark.parametrize(
@@ -100,3 +102,50 @@ def test_characters_of_the_published_vocabulary(golden):
     with h5py.File(folder / "elmo_token_embeddings.hdf5") as file:
         published = file["embedding"][()]
     assert relative_error(vectors[:, : elmo.dim // 2], published[: len(words)]) < 1e-5
+
+
+def test_an_alphabet_comes_back(tmp_path):
+    """Characters of every kind, some of which a line or an editor would change or lose; words spelled in them."""
+    letters = [*"a U+#<猫\u0301é🐈", " ", "\n", "\r", "\t", "\0", "\u3000", "\ufeff", "\u2028", "\ud800"]
+    letters += map(chr, range(0x5000, 0x5100))
+    alphabet = Alphabet.of([*dict.fromkeys(letters)])
+    (tmp_path / "characters.txt").write_bytes(alphabet.to_bytes())
+    assert alphabet.to_bytes().count(b"\n") == len(alphabet)
+    assert b"\nU+3000\n" in alphabet.to_bytes()
+    read = Alphabet.load(tmp_path / "characters.txt")
+    assert (read.characters, read.index, read.unknown) == (alphabet.characters, alphabet.index, 0)
+    found = character_ids(["a猫", "\u3000b", "", "<S>", "</S>", "aaaaaaaa"], 6, read)
+    a, cat, space = (letters.index(letter) + 1 for letter in "a猫\u3000")
+    expected = [
+        [258, a, cat, 259, 260, 260],
+        [258, space - 1, 0, 259, 260, 260],
+        [258, 259, 260, 260, 260, 260],
+        [258, 256, 259, 260, 260, 260],
+        [258, 257, 259, 260, 260, 260],
+        [258, a, a, a, a, 259],
+    ]
+    assert found.tolist() == expected
+    last = read.index["\u50ff"]
+    assert last > 261
+    assert character_ids(["\u50ff"], 3, read).tolist() == [[258, last, 259]]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            ["<UNK>", "a"],
+            r"\(2 lines\) is no alphabet: of one, lines 257 to 261 are the marks <S> </S> <BOW> <EOW> <PAD>",
+        ),
+        (["b", *MARKED[1:]], r"is no alphabet: of one, .* another one is <UNK>"),
+        ([*MARKED, "b", "b"], "line 263 of .*characters.txt is 'b', which is there before"),
+        ([*MARKED, "U+0061"], "line 262 of .*characters.txt is 'a', which is there before"),
+        ([*MARKED, "<S>"], "line 262 of .*characters.txt is '<S>', which is there before"),
+        ([*MARKED, "ab"], "line 262 of .*characters.txt is 'ab', which is no character"),
+        ([*MARKED, "U+110000"], "is 'U\\+110000', which is no character; one can be written as U\\+ its number"),
+    ],
+)
+def test_files_that_are_no_alphabet(tmp_path, lines, message):
+    (tmp_path / "characters.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        Alphabet.load(tmp_path / "characters.txt")

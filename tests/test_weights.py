@@ -8,23 +8,27 @@ from pathlib import Path
 
 import h5py
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 from conftest import ROOT, SMALL, random_weights, relative_error, write_random_model
 
 from elmo_jax.config import ModelConfig, from_options, read_options
 from elmo_jax.errors import InputError
+from elmo_jax.folders import model_files, read_folder
+from elmo_jax.mix import Mix
 from elmo_jax.modules import init_bilm
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import (
-    model_files,
+    ModelFolder,
     named_weights,
-    read_folder,
     read_model,
     read_weights,
     weight_shapes,
     write_arrays,
     write_folder,
+    write_model,
 )
 
 WORDS = ModelConfig(input="words", cell_dim=11, projection_dim=7)
@@ -177,7 +181,7 @@ CRAFTED = {
     ),
     "huge": (lambda f, other: f.create_dataset("char_embed", (10**9, 10**6), "f4"), "never written whole"),
     "compressed": (
-        lambda f, other: f.create_dataset("char_embed", data=VALUES * 0, compression="gzip"), "is compressed"
+        lambda f, other: f.create_dataset("char_embed", data=VALUES * 0, compression="lzf"), "is filtered"
     ),
     "a group": (lambda f, other: f.create_group("char_embed"), "is no dataset"),
     "one number": (lambda f, other: f.update({"char_embed": np.float32(1)}), r"is \(\), expected \(261, 3\)"),
@@ -307,7 +311,7 @@ print(*ends["own"], *ends["plain"])
 """
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [50, pytest.param(3000, marks=pytest.mark.slow)])
 def test_damaged_files(tmp_path, count):
     """Every damage is one error, or our own file is read as it was, others as finite numbers: no crash, no wait."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
@@ -317,6 +321,115 @@ def test_damaged_files(tmp_path, count):
     own_read, own_refused, plain_read, plain_refused = map(int, done.stdout.split())
     assert own_read + own_refused == plain_read + plain_refused == count
     assert own_refused > plain_refused > count / 4  # changed values are noticed by their checksums alone
+
+
+@pytest.mark.parametrize("model", [SMALL, WORDS], ids=["characters", "words"])
+def test_safetensors_hold_a_whole_model(tmp_path, model):
+    vocabulary = Vocabulary(["<S>", "</S>", "<UNK>", "the", "cat"])
+    bilm = init_bilm(jax.random.key(0), model, len(vocabulary))
+    softmax = {"weight": np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32), "bias": np.arange(5.0)}
+    mixes = Mix([0.5, -1.0, 2.0], 0.5), Mix([1.0, 2.0, 3.0], 2.0, True)
+    for kept in (mixes[:1], mixes):
+        folder = tmp_path / f"{len(kept)}"
+        write_model(folder, ModelFolder(model, bilm, vocabulary, softmax, mixes=kept), "safetensors")
+        assert {file.suffix for file in folder.iterdir()} == {".json", ".txt", ".safetensors"}
+        found = read_folder(folder, with_softmax=True)
+        assert (found.model, found.vocabulary.words, found.mixes) == (model, vocabulary.words, kept)
+        assert jax.tree.all(jax.tree.map(lambda one, other: (one == other).all(), found.parameters, bilm))
+        assert all((found.softmax[name] == softmax[name]).all() for name in softmax)
+    Mix([1.0, 2.0]).save(folder / "mix-000.json")
+    with pytest.raises(InputError, match="a mix of 2 layers, its model has 3"):
+        read_folder(folder)
+
+
+def test_two_files_of_weights_in_a_folder(tmp_path):
+    folder = write_random_model(tmp_path / "model", SMALL)
+    read = read_folder(folder)
+    write_model(folder, read, "safetensors")
+    with pytest.raises(InputError, match=r"one is expected, there are: weights.hdf5, weights.safetensors"):
+        read_folder(folder)
+    (folder / "weights.hdf5").unlink()
+    assert read_folder(folder).model == SMALL
+    (folder / "weights.safetensors").rename(folder / "elmo_weights.safetensors")
+    assert read_folder(folder).model == SMALL
+
+
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_floating_numbers_of_safetensors(tmp_path, kind):
+    arrays = random_weights(SMALL)
+    (tmp_path / "weights.safetensors").write_bytes(
+        safetensors.numpy.save({name: array.astype(kind) for name, array in arrays.items()})
+    )
+    embedding = read_weights(tmp_path / "weights.safetensors", SMALL)["words"]["embedding"]
+    assert embedding.dtype == np.float32
+    assert (embedding == arrays["char_embed"].astype(kind).astype(np.float32)).all()
+
+
+def stated(path, change):
+    """The file with another header."""
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    values = json.loads(content[8 : 8 + size])
+    change(values)
+    header = json.dumps(values).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
+
+
+SAFETENSORS = {
+    "larger than the file": (lambda v: v["char_embed"].update(data_offsets=[0, 10**12]), "not a whole safetensors"),
+    "huge shape": (lambda v: v["char_embed"].update(shape=[10**9, 10**9]), "not a whole safetensors"),
+    "another shape": (lambda v: v["char_embed"].update(shape=[3, 261]), r"char_embed is \(3, 261\), expected \(261"),
+    "integers": (lambda v: v["char_embed"].update(dtype="I32"), "char_embed has numbers of type I32"),
+    "another name": (lambda v: v.update(x=v.pop("char_embed")), r"missing: char_embed .*not known: x"),
+    "overlapping": (lambda v: v.update(x=v["char_embed"]), "not a whole safetensors"),
+    "no type": (lambda v: v["char_embed"].pop("dtype"), "not a whole safetensors"),
+    "a type not known": (lambda v: v["char_embed"].update(dtype="F33"), "not a whole safetensors"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAFETENSORS)
+def test_crafted_safetensors_are_refused(tmp_path, name):
+    change, message = SAFETENSORS[name]
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(safetensors.numpy.save(random_weights(SMALL)))
+    stated(path, change)
+    with pytest.raises(InputError, match=message) as error:
+        read_weights(path, SMALL)
+    assert str(path) in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+def test_other_files_are_no_safetensors(tmp_path):
+    arrays = random_weights(SMALL)
+    whole = safetensors.numpy.save(arrays)
+    header = (10**15).to_bytes(8, "little")
+    for content in (b"", b"text", whole[:1000], whole[:-1], whole + b"x", header + whole[8:], b"\x89HDF\r\n\x1a\n"):
+        (tmp_path / "weights.safetensors").write_bytes(content)
+        with pytest.raises(InputError, match="is not a whole safetensors file"):
+            read_weights(tmp_path / "weights.safetensors", SMALL)
+    arrays["CNN/b_cnn_1"] = arrays["CNN/b_cnn_1"].astype(np.float64) * 1e300
+    (tmp_path / "weights.safetensors").write_bytes(safetensors.numpy.save(arrays))
+    with pytest.raises(InputError, match=r"weights.safetensors: CNN/b_cnn_1 has values that are not finite"):
+        read_weights(tmp_path / "weights.safetensors", SMALL)
+
+
+def test_damaged_safetensors(tmp_path):
+    """Every damage is one error, or other numbers, all finite: the format has no checksums."""
+    whole, generator, refused = safetensors.numpy.save(random_weights(SMALL)), np.random.default_rng(0), 0
+    for number in range(200):
+        data = bytearray(whole)
+        for place in generator.integers(len(data) if number % 2 else 2500, size=2):
+            data[place] ^= 1 << int(generator.integers(8))
+        (tmp_path / "weights.safetensors").write_bytes(
+            data if number % 5 else data[: int(generator.integers(len(data)))]
+        )
+        try:
+            leaves = jax.tree.leaves(read_weights(tmp_path / "weights.safetensors", SMALL))
+        except InputError:
+            refused += 1
+        else:
+            assert all(np.isfinite(leaf).all() for leaf in leaves)
+    assert 50 < refused < 200
 
 
 def published_names(folder):
@@ -340,9 +453,9 @@ def test_a_folder_as_downloaded(tmp_path):
 def test_models_that_are_not_there(tmp_path):
     folder = write_random_model(tmp_path / "model", SMALL)
     for path in (tmp_path / "original", folder / "weights.hdf5"):
-        with pytest.raises(InputError, match=r"no folder.*; give a folder with .* published ones are to be downloaded"):
+        with pytest.raises(InputError, match=r"no folder.*; give a folder with .* or the name of a published model"):
             read_folder(path)
-    with pytest.raises(InputError, match=r"https://example.org/elmo is a URL .*the README says where the published"):
+    with pytest.raises(InputError, match=r"https://example.org/elmo is a URL .* or the name of a published model"):
         read_folder("https://example.org/elmo")
     options, weights = folder / "options.json", folder / "weights.hdf5"
     with pytest.raises(InputError, match=r"no such file; .* the two files themselves"):

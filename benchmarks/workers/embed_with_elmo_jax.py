@@ -1,5 +1,7 @@
 """Worker: this project. Arguments: model folder, text, precision."""
 
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from serve import peak_memory, sentences_of, serve, timed
 
 import elmo_jax
 from elmo_jax import engine
+from elmo_jax.outputs import Target, Writer
+from elmo_jax.sources import read_input
 
 folder, text, precision = sys.argv[1:]
 compiled = []
@@ -49,6 +53,18 @@ def measure(options):
     }
 
 
+def write(path, dtype):
+    """Embeds the text into a file or folder, as `elmo-jax embed` does; a new model, as in `run`."""
+    elmo, target = elmo_jax.load(folder), Target.of(path)
+    elmo._engine.layers(precision)
+    options, read = {"state": "zero", "precision": precision}, lambda **where: read_input([text], **where)
+    seconds = timed(lambda: Writer(elmo, read, target, options, dtype).write())
+    files = [target.path / name for name in os.listdir(path)] if target.path.is_dir() else [target.path]
+    size = sum(file.stat().st_size for file in files)
+    shutil.rmtree(path) if target.path.is_dir() else target.path.unlink()
+    return {"seconds": seconds, "bytes": size}
+
+
 def latency(warm_up, measured):
     """Seconds of each of the first `measured` sentences alone, after the last `warm_up` ones."""
     elmo, sentences = elmo_jax.load(folder), sentences_of(text)
@@ -73,4 +89,4 @@ def memory():
     return statistics["peak_bytes_in_use"] if statistics else peak_memory()
 
 
-serve({"run": run, "latency": latency, "vectors": vectors, "about": about, "memory": memory})
+serve({"run": run, "write": write, "latency": latency, "vectors": vectors, "about": about, "memory": memory})
