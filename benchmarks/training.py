@@ -42,14 +42,15 @@ def needed_memory(candidate: Candidate, model: ModelConfig, train: TrainConfig) 
 
     1.1 GB for libraries and text. The state is parameters and Adagrad's sums in float32, S. A step keeps about twelve
     numbers for each cell and six for each negative at every position, T. elmo_jax holds the state twice when it
-    begins, a quarter of it and T in a step; bilm-tf twice the state and 2T.
+    begins, and the softmax's table twice more while it is put in places; a quarter of the state and T in a step.
+    bilm-tf holds twice the state and 2T.
     """
-    size = operations.parameters(model) + candidate.vocabulary_size * (model.projection_dim + 1)
-    state = 2 * 4 * size
+    table = 4 * candidate.vocabulary_size * (model.projection_dim + 1)
+    state = 2 * (4 * operations.parameters(model) + table)
     cells, positions = 2 * model.layers * model.cell_dim, train.batch_size * train.window
     step = 4 * operations.parameters(model) + 4 * positions * (12 * cells + 6 * train.negatives)
     if candidate.name == "elmo_jax":
-        return BASE + max(2 * state, state + state // 4 + step)
+        return BASE + max(2 * state + 2 * table, state + state // 4 + step)
     return BASE + 2 * state + 2 * step
 
 

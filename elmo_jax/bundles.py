@@ -91,7 +91,11 @@ class Bundle(Mapping):
         """An array as float32; all must be finite."""
         if self._entries[name].kind not in FLOATS:
             raise InputError(f"{os.fspath(self._prefix)}: {brief(name, 80)} has no floating numbers")
-        return finite_floats(f"{os.fspath(self._prefix)}: {name}", self.array(name))
+        array = self.array(name)
+        try:
+            return finite_floats(name, array)
+        except InputError as error:
+            raise InputError(f"{os.fspath(self._prefix)}: {error}") from None
 
 
 def newest_checkpoint(folder: Path) -> Path:

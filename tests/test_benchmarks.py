@@ -82,7 +82,7 @@ def test_systems_that_do_not_fit_run_one_at_a_time(capsys):
     for candidates, config, available, together in (
         ([*both, peer], "original", 23 * gib, False),
         ([*both, peer], "original", 64 * gib, True),
-        ([both[0], peer], "original", 27 * gib, True),
+        ([both[0], peer], "original", 32 * gib, True),
         (both, "original", 16 * gib, False),
         (both, "small", 23 * gib, True),
     ):

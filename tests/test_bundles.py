@@ -54,6 +54,7 @@ def test_every_array_that_tensorflow_saved(golden, trace):
         assert (bundle.floats(f"lm/{name}/Adagrad") == slots[name]).all()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_loaded_as_its_dump(golden, tmp_path):
     """From bilm-tf's folder, and from a .zip as NLPL has them."""
     source, vocabulary = golden / "training/one_device", golden / "training/text/a_vocab.txt"
@@ -141,7 +142,7 @@ def test_crafted_entries_are_refused(tmp_path, name):
 
 
 def test_values_that_are_not_finite(tmp_path):
-    with pytest.raises(InputError, match=r"model.ckpt: a has values that are not finite"):
+    with pytest.raises(InputError, match=r"a has values that are not finite"):
         Bundle(write_bundle(tmp_path, {"a": np.array([1, np.inf], np.float32)})).floats("a")
 
 
