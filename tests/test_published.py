@@ -7,8 +7,8 @@ import io
 import json
 import os
 import re
-import signal
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -467,7 +467,7 @@ def test_a_process_that_is_killed_and_one_that_waits_for_it(server, model, tmp_p
     first = run()
     assert began.wait(60)
     part = tmp_path / "cache" / "elmo_jax" / "models" / ".small.partial" / "weights.hdf5.part"
-    while part.stat().st_size < 20_000:
+    while not part.exists() or part.stat().st_size < 20_000:
         threading.Event().wait(0.01)
     first.send_signal(signal.SIGSTOP)  # however long the second takes to start, the first has not ended
     second = run()
