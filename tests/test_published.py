@@ -449,11 +449,12 @@ print(published.local("small"))
 @pytest.mark.slow
 def test_a_process_that_is_killed_and_one_that_waits_for_it(server, model, tmp_path):
     """The lock of a dead process does not hold, and what it had downloaded is not downloaded again."""
+    assert len(model["weights.hdf5"]) > 25_000  # more than the first process is given
     began, killed, answer = threading.Event(), threading.Event(), server.answer
 
     def answered(request):
         first = request.path == WEIGHTS and not began.is_set()
-        server.cuts = [30_000] if first else []
+        server.cuts = [20_000] if first else []
         answer(request)
         if first:
             began.set()
@@ -468,7 +469,7 @@ def test_a_process_that_is_killed_and_one_that_waits_for_it(server, model, tmp_p
     second = run()
     assert "by another process" in second.stderr.readline()
     part = tmp_path / "cache" / "elmo_jax" / "models" / ".small.partial" / "weights.hdf5.part"
-    while part.stat().st_size < 20_000:
+    while not part.exists() or part.stat().st_size < 10_000:
         threading.Event().wait(0.01)
     first.kill()
     first.communicate()
@@ -477,7 +478,7 @@ def test_a_process_that_is_killed_and_one_that_waits_for_it(server, model, tmp_p
     assert second.returncode == 0, shown
     ((path, asked),) = server.sent[2:]
     assert path == WEIGHTS
-    assert int(asked.removeprefix("bytes=").rstrip("-")) >= 20_000
+    assert int(asked.removeprefix("bytes=").rstrip("-")) >= 10_000
     assert kept(tmp_path) == model
 
 
