@@ -26,7 +26,7 @@ from elmo_jax.arrays import DESCRIPTION, FORMAT
 from elmo_jax.dump import INDEX, read_index
 from elmo_jax.errors import InputError, brief, needing
 from elmo_jax.hdf5 import errors_of, floating_dataset, open_hdf5, read_array
-from elmo_jax.sources import check_expansion
+from elmo_jax.parquet_pages import check_metadata, check_pages
 
 # Readers of a folder of Parquet files leave out names that begin so.
 MANIFEST = "_manifest.json"
@@ -242,12 +242,12 @@ class Parquet(Embeddings):
             made = (self._file.schema_arrow.metadata or {}).get(MADE_OF.encode(), b"null")
             self.made = Made(json.loads(made))
             groups = self._file.metadata
-            check_expansion(groups, "it")
+            check_metadata(groups, path)
             sizes = [groups.row_group(number).num_rows for number in range(groups.num_row_groups)]
             if self._file.schema_arrow.names != ["tokens", "vectors"]:
-                raise InputError("its columns are not tokens and vectors")
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
+                raise InputError(f"{path}: its columns are not tokens and vectors")
+        except InputError:
+            raise
         except Exception as error:  # Arrow's errors have many types
             raise InputError(f"{path} is not a whole Parquet file of vectors ({brief(error)})") from None
         self._ends = np.cumsum(sizes, dtype=np.int64).tolist()
@@ -264,7 +264,11 @@ class Parquet(Embeddings):
         group = bisect.bisect_right(self._ends, number)
         if self._group[0] != group:
             try:
+                with self.path.open("rb") as raw:
+                    check_pages(raw, self._file.metadata.row_group(group), self.path)
                 self._group = group, self._file.read_row_group(group)
+            except InputError:
+                raise
             except Exception as error:
                 raise InputError(f"{self.path} cannot be read ({brief(error)})") from None
         return self._group[1].column(column)[number - (self._ends[group - 1] if group else 0)]

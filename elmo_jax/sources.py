@@ -27,6 +27,7 @@ from elmo_jax.arrays import Unwritable
 from elmo_jax.config import TextFormat
 from elmo_jax.errors import InputError, brief, listed, needing
 from elmo_jax.files import as_path, is_remote, matching
+from elmo_jax.parquet_pages import check_metadata, check_pages
 from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE
 
 TFDS, STANDARD_INPUT = "tfds:", "-"
@@ -57,8 +58,6 @@ COMPRESSIONS = {
     ".zst": ("Zstandard", re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")),
 }
 PARQUET = re.compile(rb"PAR1\x15")
-MOST_EXPANDED = 1000  # bytes of memory of a byte of a Parquet file
-VALUE = 8  # bytes of memory of a value, at the least
 MOST_MEMORY = 2**29  # bytes that an xz file may ask for
 MOST_TOKENS = 1_000_000  # of a CoNLL sentence
 # In CoNLL formats but CoNLL-U: what is a comment and no token "#"; in CoNLL-U: IDs of what is no word of its own.
@@ -330,7 +329,7 @@ class Table:
         self.name = os.fspath(path) if is_remote(path) else os.path.abspath(path)
         self.key = [self.name, "parquet", self.column]
         self.damaged = (pa.ArrowException, OSError, ValueError)
-        with self.opened() as file:
+        with self.opened() as (file, _):
             schema, self.size = file.schema_arrow, file.metadata.num_rows
         if self.column not in schema.names:
             raise InputError(
@@ -356,14 +355,14 @@ class Table:
         return [*version(self.path, self.name), self.column]
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[Any]:
-        """The file; errors inside are of a file that is damaged."""
+    def opened(self) -> Iterator[tuple[Any, Any]]:
+        """The file, as Arrow reads it and as it is; errors inside are of a file that is damaged."""
         import pyarrow.parquet
 
         with self.path.open("rb") as raw:
             try:
                 with pyarrow.parquet.ParquetFile(raw, buffer_size=CHUNK, pre_buffer=False) as file:
-                    yield file
+                    yield file, raw
             except self.damaged as error:
                 if isinstance(error, InputError):
                     raise
@@ -372,37 +371,25 @@ class Table:
     @contextlib.contextmanager
     def lines(self, offset: int) -> Iterator[tuple[Iterable[Any], Callable[[int], int]]]:
         """The column's values from a row on: lists of str, or str."""
-        with self.opened() as file:
-            check_expansion(file.metadata, self.path)
+        with self.opened() as (file, raw):
+            check_metadata(file.metadata, self.path)
             groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
             sizes = [group.num_rows for group in groups]
             first = next((n for n, end in enumerate(itertools.accumulate(sizes)) if end > offset), len(sizes))
-            rows = (
-                row
-                for group in range(first, len(sizes))  # lists of dictionary words cannot be read across groups
-                for batch in file.iter_batches(ROWS, [group], [self.column])
-                for row in batch.column(self.column).to_pylist()
-            )
-            yield itertools.islice(rows, offset - sum(sizes[:first]), None), lambda offset: offset
+
+            def read() -> Iterator[Any]:
+                for group in range(first, len(sizes)):  # lists of dictionary words cannot be read across groups
+                    check_pages(raw, groups[group], self.path, self.column)
+                    for batch in file.iter_batches(ROWS, [group], [self.column]):
+                        yield from batch.column(self.column).to_pylist()
+
+            yield itertools.islice(read(), offset - sum(sizes[:first]), None), lambda offset: offset
 
     def parse(self, rows: Iterable[Any], line: int) -> Iterator[list[str]]:
         for number, row in enumerate(rows, start=line + 1):
             if isinstance(row, str) and len(row) > LONGEST:
                 raise too_long(f"{self.name}, row {number}")
             yield tokens_of(row, f"{self.name}, row {number}", self.column)
-
-
-def check_expansion(metadata: Any, path: epath.Path | str) -> None:
-    """Refuses a Parquet file whose metadata say that it takes very much more memory than it has bytes."""
-    groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
-    for chunk in (group.column(number) for group in groups for number in range(group.num_columns)):
-        # Equal values take next to nothing in the file, and are counted nevertheless.
-        size = max(chunk.total_uncompressed_size - LONGEST, VALUE * chunk.num_values - 4 * LONGEST)
-        if size > MOST_EXPANDED * max(1, chunk.total_compressed_size):
-            raise InputError(
-                f"{path} would take {size:,} bytes of memory or more for {chunk.total_compressed_size:,} in the file; "
-                "write it again, in smaller groups of rows"
-            )
 
 
 Source = TextFile | StandardInput | Records | Table
