@@ -13,6 +13,7 @@ on: `corpus` (numbered), `streams` (windows), `training` (`model`, `losses`, Ada
 
 from typing import TYPE_CHECKING
 
+from elmo_jax.batches import Encoded
 from elmo_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 from elmo_jax.dataset_column import EmbeddingColumn
 from elmo_jax.elmo import Elmo, load
@@ -27,6 +28,7 @@ __all__ = [
     "Elmo",
     "EmbeddingColumn",
     "Embeddings",
+    "Encoded",
     "InputError",
     "Mix",
     "ModelConfig",

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from elmo_jax.batches import Encoded, encode
 from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.engine import Engine, Pool, Request, StateMode
 from elmo_jax.errors import InputError
@@ -189,18 +190,45 @@ class Elmo:
         request = self._request(layers, state, precision, boundaries, batch_size, mix, pool)
         return self._engine.embed(_tokens_of_each(sentences), request)
 
+    def encode(self, sentences: Iterable[Sentence], *, rows: int | np.integer[Any] | None = None) -> Encoded:
+        """Sentences as the model reads them, for a pipeline of one's own: NumPy arrays for `ElmoEmbedder`.
+
+        A pytree: the distinct words' characters [U, C], each position's word [B, T], the mask [B, T]; see `Encoded`.
+        `rows` fills up a batch that has fewer sentences, the last of an epoch, say. T is 16, 32, 64, .., U follows from
+        B and T, and C has two values: a text in batches of one B has few shapes, so few programs are compiled. Nothing
+        is computed by JAX.
+        """
+        return encode(self.model, self.vocabulary, self._folder.alphabet, *_batch_of(sentences, rows, "encode"))
+
+    def batch(
+        self,
+        sentences: Iterable[Sentence],
+        *,
+        state: Literal["warm", "zero"] = "warm",
+        precision: Precision = "float32",
+        boundaries: bool | np.bool_ = False,
+        rows: int | np.integer[Any] | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Activations float32 [B, L + 1, T, 2P] on the devices, and the mask [B, T] of the tokens among them.
+
+        The vectors of `embed(layers="all")`, zeros behind the end of a sentence; nothing is copied to the host. T is
+        16, 32, 64, .., with `boundaries` two more; `rows` fills up a batch that has fewer sentences. Of a model on
+        several devices each has its part of the rows, or all if they cannot be divided evenly: torch.from_dlpack takes
+        arrays of one device, so load(..., devices=1). The other options are those of `embed_iter`.
+        """
+        check_process()
+        _check_choices(state=(state, Literal["warm", "zero"]), precision=(precision, Precision))
+        _check("boundaries", boundaries, isinstance(boundaries, bool | np.bool_), "True or False")
+        every, rows = _batch_of(sentences, rows, "batch")
+        return self._engine.batch(every, state, precision, bool(boundaries), rows)
+
     def _request(
         self, layers: Any, state: Any, precision: Any, boundaries: Any, batch_size: Any, mix: Any, pool: Any
     ) -> Request:
         """The arguments of a call, checked."""
-        chosen = {"layers": (layers, Layers), "state": (state, StateMode), "precision": (precision, Precision)}
-        for name, (value, choices) in chosen.items():
-            accepted = f"one of {', '.join(map(repr, get_args(choices)))}"
-            _check(name, value, isinstance(value, str) and value in get_args(choices), accepted)
+        _check_choices(layers=(layers, Layers), state=(state, StateMode), precision=(precision, Precision))
         _check("boundaries", boundaries, isinstance(boundaries, bool | np.bool_), "True or False")
-        if batch_size is not None:
-            whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
-            _check("batch_size", batch_size, whole and bool(batch_size >= 1), "a whole number from 1 up, or None")
+        _check_count("batch_size", batch_size)
         accepted = f"one of {', '.join(map(repr, get_args(Pool)))}, or None"
         _check("pool", pool, pool is None or (isinstance(pool, str) and pool in get_args(Pool)), accepted)
         if pool is not None and boundaries:
@@ -233,6 +261,25 @@ class Elmo:
 def _check(name: str, value: Any, right: bool, accepted: str) -> None:
     if not right:
         raise InputError(f"{name} is {reprlib.repr(value)}; it must be {accepted}")
+
+
+def _check_choices(**chosen: tuple[Any, Any]) -> None:
+    """Each name's value must be one of the strings of its Literal."""
+    for name, (value, choices) in chosen.items():
+        accepted = f"one of {', '.join(map(repr, get_args(choices)))}"
+        _check(name, value, isinstance(value, str) and value in get_args(choices), accepted)
+
+
+def _check_count(name: str, value: Any) -> None:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    _check(name, value, value is None or (whole and bool(value >= 1)), "a whole number from 1 up, or None")
+
+
+def _batch_of(sentences: Any, rows: Any, method: str) -> tuple[list[list[str]], int | None]:
+    """Sentences and number of rows of a batch, checked."""
+    _check_sentences(sentences, method)
+    _check_count("rows", rows)
+    return list(_tokens_of_each(sentences)), rows and int(rows)
 
 
 def _finite(name: str, values: Any) -> npt.NDArray[Any]:
