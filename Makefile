@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow fuzz notebook peers compilers
+.PHONY: demo test test-slow docs fuzz notebook peers compilers
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -26,6 +26,10 @@ test: .venv/installed
 test-slow: .venv/installed
 	$(BIN)/pip install --quiet 'ray[data]==2.60.0'
 	$(BIN)/python -m pytest --quiet -m slow --numprocesses 2 --dist worksteal
+
+# The site: open docs/_build/html/index.html. Needs no network.
+docs: .venv/installed
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env docs docs/_build/html
 
 # Every reader of files, one after the other: twenty minutes. The counts are added to those of fuzz/results.json.
 fuzz: .venv/installed
