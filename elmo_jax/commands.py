@@ -389,7 +389,7 @@ def export(
         raise InputError(f"{workdir} is not the folder of a training run: it has no config.json and vocab.txt")
     if best and step is not None:
         raise InputError("--step and --best exclude each other")
-    model, vocabulary = begun.config.model, begun.vocabulary
+    vocabulary = begun.vocabulary
     with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
         perplexities = {
             step: value for step, value in run.heldout_perplexities().items() if step in checkpoints.steps()
@@ -397,12 +397,12 @@ def export(
         choices = sorted(perplexities, key=perplexities.__getitem__) if best else checkpoints.steps()[::-1]
         if step is None and not choices:
             raise InputError(f"{workdir} has no checkpoint{' with held-out perplexity' if best else ''} yet")
-        like = checkpoint_shapes(model, len(vocabulary), run.rows(begun, begun.config, device_count()))
+        like = checkpoint_shapes(begun.config, len(vocabulary), run.rows(begun, begun.config, device_count()))
         stand = Stand.of(checkpoints.read(choices[0] if step is None else step, like))
     folder = run.model if output is None else as_path(output)
     if folder.exists() and any(folder.iterdir()) and not (folder / "options.json").exists():
         raise InputError(f"{folder} holds files but no model; give a new folder, or that of a model to replace")
-    write_folder(folder, model, stand.parameters(len(vocabulary), begun.rows), vocabulary)
+    write_folder(folder, begun.config.model, stand.parameters(len(vocabulary), begun.rows), vocabulary)
     print(f"wrote the model of step {stand.step:,} to {folder}")
 
 

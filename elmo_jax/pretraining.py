@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from elmo_jax import parallel, training
 from elmo_jax.checkpoint import Checkpoint, Checkpoints, Written
-from elmo_jax.config import Config, ModelConfig, check, check_trainable, differences, load_config, to_json
+from elmo_jax.config import Config, check, check_trainable, differences, load_config, to_json
 from elmo_jax.corpus import Corpus, read_corpora
 from elmo_jax.errors import InputError
 from elmo_jax.evaluation import evaluator
@@ -27,6 +27,7 @@ from elmo_jax.folders import read_folder
 from elmo_jax.lifecycle import Profiler, Termination, Told
 from elmo_jax.model import State, zero_state
 from elmo_jax.modules import init_bilm, init_softmax
+from elmo_jax.optimizers import optimizer_of
 from elmo_jax.published import local
 from elmo_jax.softmax_table import table_size
 from elmo_jax.streams import Batch, LanguageModelStream, prefetch, word_encoder
@@ -94,11 +95,12 @@ class Stand(NamedTuple):
         return training.to_host(self.state.parameters, vocabulary_size, rows)
 
     @classmethod
-    def beginning(cls, model: ModelConfig, state: training.TrainState, rows: int) -> "Stand":
+    def beginning(cls, config: Config, state: training.TrainState, rows: int) -> "Stand":
         """At the beginning of the text, with a state of whole arrays."""
         own = len(parallel.own_rows(rows))
-        lstm_state = parallel.shard(zero_state(model, own))
-        return cls(int(state.step), training.place(state, rows), lstm_state, np.zeros((own, 2), np.int32))
+        lstm_state = parallel.shard(zero_state(config.model, own))
+        placed = training.place(state, rows, optimizer_of(config.train))
+        return cls(int(state.step), placed, lstm_state, np.zeros((own, 2), np.int32))
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Stand":
@@ -399,7 +401,7 @@ def prepare(arguments: Arguments, resources: contextlib.ExitStack) -> Run:
     workdir.create(begun, config, rows, vocabulary, fingerprint)
     measured = workdir.heldout_perplexities()
     checkpoints = resources.enter_context(Checkpoints(workdir.checkpoints))
-    checkpoint = checkpoints.restore(checkpoint_shapes(config.model, len(vocabulary), rows))
+    checkpoint = checkpoints.restore(checkpoint_shapes(config, len(vocabulary), rows))
     stand = begin(config, workdir, vocabulary, init, rows) if checkpoint is None else Stand.of(checkpoint)
     steps = config.train.steps
     if config.train.epochs is not None:
@@ -440,14 +442,15 @@ def choose_model(arguments: Arguments, begun: Begun | None) -> tuple[Config, Mod
     return dataclasses.replace(config, model=model), init
 
 
-def checkpoint_shapes(model: ModelConfig, vocabulary_size: int, rows: int) -> Checkpoint:
+def checkpoint_shapes(config: Config, vocabulary_size: int, rows: int) -> Checkpoint:
     """Shapes of a checkpoint's arrays, and their places on the devices."""
+    model = config.model
 
     def make(key: jax.Array) -> tuple[training.TrainState, dict[str, Any]]:
         bilm = init_bilm(key, model, vocabulary_size)
         softmax = init_softmax(key, model, table_size(vocabulary_size, rows))
         position = jnp.zeros((rows, 2), jnp.int32)
-        state = training.init_state({"bilm": bilm, "softmax": softmax})
+        state = training.init_state({"bilm": bilm, "softmax": softmax}, optimizer_of(config.train))
         return state, {"lstm_state": zero_state(model, rows), "position": position}
 
     shapes = jax.eval_shape(make, jax.random.key(0))
@@ -458,8 +461,8 @@ def begin(config: Config, workdir: Workdir, vocabulary: Vocabulary, init: ModelF
     """Where a new run stands; a run that has been trained is never taken for one."""
     every = config.train.checkpoint_every
     workdir.check_new(first_saved=next_due(next_due(0, every), every))
-    state = training.init_state(initial_parameters(config, vocabulary, init))
-    return Stand.beginning(config.model, state, rows)
+    state = training.init_state(initial_parameters(config, vocabulary, init), optimizer_of(config.train))
+    return Stand.beginning(config, state, rows)
 
 
 def restore_best(run: Run) -> None:
@@ -468,7 +471,7 @@ def restore_best(run: Run) -> None:
     steps = [step for step in run.measured if step > 0]
     exported = min(steps, key=run.measured.__getitem__, default=None)
     if best in run.checkpoints.steps() and run.stand.step < run.steps and exported != best:
-        like = checkpoint_shapes(run.config.model, len(run.text.vocabulary), run.rows)
+        like = checkpoint_shapes(run.config, len(run.text.vocabulary), run.rows)
         run.export(Stand.of(run.checkpoints.read(best, like)))
 
 

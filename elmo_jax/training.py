@@ -20,9 +20,10 @@ from elmo_jax.losses import (
     sampled_softmax_loss,
 )
 from elmo_jax.model import Reading, State, read_window, word_vectors
+from elmo_jax.optimizers import ADAGRAD, Optimizer, learning_rate, optimizer_of
 from elmo_jax.parallel import AXIS, fetch, has_peers, parallel, replicate
 from elmo_jax.products import form
-from elmo_jax.softmax_table import NO_WORD, PARAMETER_AXES, Exchange, WholePart, places_of
+from elmo_jax.softmax_table import PARAMETER_AXES, Exchange, Touched, WholePart, places_of
 from elmo_jax.streams import Batch
 
 
@@ -31,7 +32,8 @@ class TrainState(NamedTuple):
 
     step           int32 []: steps done
     parameters     {"bilm": .., "softmax": {"weight" [V, P], "bias" [V]}}
-    accumulators   the same tree: Adagrad's sums of squared gradients
+    accumulators   {"bilm": .., "softmax": ..}: what the optimiser keeps of both; Adagrad the same tree, sums of squared
+                   gradients
 
     On the devices, which share the rest, the softmax is divided: each has its own part of the places, weight [v, P] and
     bias [v]; see `softmax_table`.
@@ -70,9 +72,9 @@ class Metrics(NamedTuple):
         return float(np.mean(self.losses))
 
 
-def init_state(parameters: dict[str, Any]) -> TrainState:
-    """The state before the first step; Adagrad's accumulators start at 1 (bilm-tf)."""
-    return TrainState(jnp.zeros((), jnp.int32), parameters, jax.tree.map(jnp.ones_like, parameters))
+def init_state(parameters: dict[str, Any], optimizer: Optimizer = ADAGRAD) -> TrainState:
+    """The state before the first step."""
+    return TrainState(jnp.zeros((), jnp.int32), parameters, optimizer.start(parameters))
 
 
 def draw_negatives(config: Config, vocabulary_size: int, step: int) -> Negatives:
@@ -199,12 +201,43 @@ def global_norm(shared: Any, own_square: jax.Array) -> jax.Array:
     return jnp.sqrt(lax.psum(sum(map(part_square, jax.tree.leaves(shared))) + own_square, AXIS))
 
 
-@jax.named_scope("update")
-def adagrad(learning_rate: float, scale: jax.Array, values: Any, sums: Any, gradients: Any) -> tuple[Any, Any]:
-    """Parameters and their sums of squares after a step along the gradients × scale []."""
-    scaled = jax.tree.map(lambda gradient: gradient * scale, gradients)
-    updates, sums = optax.scale_by_rss(eps=0.0).update(scaled, optax.ScaleByRssState(sums))
-    return jax.tree.map(lambda value, update: value - learning_rate * update, values, updates), sums.sum_of_squares
+class Update(NamedTuple):
+    """Calls the optimiser with the gradients × scale []."""
+
+    config: Config
+    step: jax.Array
+    learning_rate: float | jax.Array
+    scale: jax.Array
+
+    @jax.named_scope("update")
+    def __call__(self, parameters: Any, accumulators: Any, gradients: Any) -> tuple[Any, Any]:
+        """Parameters and accumulators, {"bilm", "softmax"} or one of both, after a step."""
+        train = self.config.train
+        scaled = jax.tree.map(lambda gradient: gradient * self.scale, gradients)
+        return optimizer_of(train).update(train, self.step, self.learning_rate, parameters, accumulators, scaled)
+
+    def of_places(
+        self, state: TrainState, bilm: Any, exchange: Exchange | WholePart, first: Touched, touched: Callable
+    ):
+        """Of all, given the biLM's gradients: of the table only the places that are touched, one round at a time."""
+        whole = state.parameters, state.accumulators
+
+        def of_round(touched, tables):
+            selected = ({"softmax": touched.select(table)} for table in tables)
+            updated = self(*selected, {"softmax": touched.gradients})
+            return tuple(touched.merge(table, part["softmax"]) for table, part in zip(tables, updated, strict=True))
+
+        tables = of_round(first, tuple(tree["softmax"] for tree in whole))
+        tables = exchange.further(lambda given, tables: of_round(touched(given), tables), tables)
+        bilms = self(*({"bilm": tree["bilm"]} for tree in whole), {"bilm": bilm})
+        return tuple(part | {"softmax": table} for part, table in zip(bilms, tables, strict=True))
+
+    def of_all(self, state: TrainState, bilm: Any, exchange: Any, first: Touched, touched: Callable):
+        """The same where every place of the table changes, though most have the gradient 0."""
+        put = lambda touched, table: touched.merge(table, touched.gradients)
+        table = put(first, jax.tree.map(jnp.zeros_like, state.parameters["softmax"]))
+        table = exchange.further(lambda given, table: put(touched(given), table), table)
+        return self(state.parameters, state.accumulators, {"bilm": bilm, "softmax": table})
 
 
 def train_step(
@@ -217,32 +250,27 @@ def train_step(
 ) -> tuple[TrainState, State, Metrics]:
     """One step on one device's rows; devices meet over the mapped axis AXIS.
 
-    The averaged gradient is clipped once by its global norm and applied by Adagrad (bilm-tf). With the sampled softmax
-    only the rows of targets and negatives are fetched, differentiated, and updated by the device that has them; Adagrad
-    leaves the others as they are, so this is exactly the dense update.
+    The averaged gradient is clipped once by its global norm (bilm-tf) and applied by the optimiser. With the sampled
+    softmax only the rows of targets and negatives are fetched and differentiated. Where the optimiser leaves the others
+    as they are (Adagrad), only these are updated, by the device that has them: exactly the dense update. Otherwise
+    every device updates its whole part.
 
     lstm_state leaves [b, ..]; batch without its device axis; row_ids int32 [b], numbers of the rows among those of all
     devices; negatives None: full softmax.
     """
     inputs, exchange = loss_inputs(state, lstm_state, batch, row_ids, negatives)
-    parameters, sums = state.parameters, state.accumulators
-    rows = exchange.fetch(parameters["softmax"])
-    gradients, losses, lstm_state = loss_gradients(config, parameters | {"softmax": rows}, inputs)
+    rows = exchange.fetch(state.parameters["softmax"])
+    gradients, losses, lstm_state = loss_gradients(config, state.parameters | {"softmax": rows}, inputs)
     touched = exchange.give(gradients["softmax"])
     first = touched(exchange.first)
     square = lambda touched: optax.tree.norm(touched.gradients, squared=True)
     own_square = exchange.further(lambda given, total: total + square(touched(given)), square(first))
     norm = global_norm(gradients["bilm"], own_square)
-    update = functools.partial(adagrad, config.train.learning_rate, jnp.minimum(1.0, config.train.clip_norm / norm))
-
-    def update_places(touched, tables):
-        return tuple(map(touched.merge, tables, update(*map(touched.select, tables), touched.gradients)))
-
-    tables = update_places(first, (parameters["softmax"], sums["softmax"]))
-    tables = exchange.further(lambda given, tables: update_places(touched(given), tables), tables)
-    bilms = update(parameters["bilm"], sums["bilm"], gradients["bilm"])
-    trees = ({"bilm": bilm, "softmax": softmax} for bilm, softmax in zip(bilms, tables, strict=True))
-    return TrainState(state.step + 1, *trees), lstm_state, Metrics(losses, norm)
+    scale = jnp.minimum(1.0, config.train.clip_norm / norm)
+    update = Update(config, state.step, learning_rate(config, state.step), scale)
+    of = update.of_places if optimizer_of(config.train).by_place else update.of_all
+    parameters, accumulators = of(state, gradients["bilm"], exchange, first, touched)
+    return TrainState(state.step + 1, parameters, accumulators), lstm_state, Metrics(losses, norm)
 
 
 def trimmed(batch: Batch) -> Batch:
@@ -278,7 +306,7 @@ def step_on_devices(config: Config, donate: bool = True, devices: Sequence[jax.D
     return step
 
 
-def place(state: TrainState, rows: int) -> TrainState:
+def place(state: TrainState, rows: int, optimizer: Optimizer = ADAGRAD) -> TrainState:
     """A state of whole arrays, in order of words and the same on all processes → on all devices.
 
     rows: those of all devices, now and for as long as the state is gone on with.
@@ -287,8 +315,7 @@ def place(state: TrainState, rows: int) -> TrainState:
         "bilm": replicate(tree["bilm"]),
         "softmax": softmax_table.place(tree["softmax"], rows, *fill),
     }
-    sums = dict.fromkeys(NO_WORD, 1.0)
-    return TrainState(replicate(state.step), divide(state.parameters), divide(state.accumulators, sums))
+    return TrainState(replicate(state.step), divide(state.parameters), divide(state.accumulators, optimizer.fill))
 
 
 def to_host(tree: dict[str, Any], vocabulary_size: int, rows: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from elmo_jax.evaluation import evaluator
 from elmo_jax.losses import SampledWords, full_softmax_loss, log_expected_count, sampled_softmax_loss
 from elmo_jax.model import zero_state
 from elmo_jax.modules import BiLM, init_bilm, init_softmax
+from elmo_jax.optimizers import optimizer_of
 from elmo_jax.parallel import device_count
 from elmo_jax.streams import LanguageModelStream, word_encoder
 from elmo_jax.vocabulary import Vocabulary
@@ -54,7 +55,8 @@ def train(config, devices, steps):
     encode = word_encoder(text, config.model)
     stream = LanguageModelStream(text, ROWS, WINDOW, encode, devices=devices, shuffle=True, seed=config.train.seed)
     step = training.step_on_devices(config, donate=False)
-    state = place_on(devices, training.init_state(initial_parameters(config.model)), ROWS)
+    optimizer = optimizer_of(config.train)
+    state = place_on(devices, training.init_state(initial_parameters(config.model), optimizer), ROWS, optimizer)
     lstm_state = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, leaf.shape[-1]), zero_state(config.model, ROWS))
     row_ids = np.arange(ROWS, dtype=np.int32).reshape(devices, -1)
     losses = []
@@ -91,13 +93,11 @@ def test_number_of_rounds_does_not_matter(monkeypatch):
         assert relative_error(found, expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("softmax", ["sampled", "full"])
-def test_step_is_the_dense_update(softmax):
-    """Against autodiff through whole tables, optax's clip and optax's Adagrad, written without any of our update."""
-    settings = config(softmax=softmax)
-    text = corpus()
+def dense_run(settings, optimizer, steps):
+    """Losses [steps, 2] and parameters of steps by autodiff through whole tables, optax's clip and optimiser."""
+    text, softmax = corpus(), settings.train.softmax
     stream = LanguageModelStream(text, ROWS, WINDOW, word_encoder(text, SMALL), shuffle=True, seed=3)
-    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adagrad(0.2, initial_accumulator_value=1.0, eps=0.0))
+    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optimizer)
     parameters = initial_parameters()
     optimizer_state, lstm_state = optimizer.init(parameters), zero_state(SMALL, ROWS)
 
@@ -120,18 +120,27 @@ def test_step_is_the_dense_update(softmax):
             return WINDOW * (losses[0] + losses[1]) / 2, (jnp.stack(losses), state)
 
         gradients, (losses, state) = jax.grad(loss, has_aux=True)(parameters)
-        updates, optimizer_state = optimizer.update(gradients, optimizer_state)
+        updates, optimizer_state = optimizer.update(gradients, optimizer_state, parameters)
         return optax.apply_updates(parameters, updates), optimizer_state, state, losses, optax.tree.norm(gradients)
 
     expected_losses = []
-    for number in (1, 2, 3):
+    for number in range(1, steps + 1):
         negatives = training.draw_negatives(settings, len(VOCABULARY), number)
         inputs = parameters, optimizer_state, lstm_state, next(stream), negatives
-        parameters, optimizer_state, lstm_state, losses, norm = dense_step(*inputs)
+        with jax.numpy_dtype_promotion("standard"):  # which optax needs
+            parameters, optimizer_state, lstm_state, losses, norm = dense_step(*inputs)
         assert norm > 0.5  # clipping is active
         expected_losses.append(losses)
+    return np.array(expected_losses), parameters
+
+
+@pytest.mark.parametrize("softmax", ["sampled", "full"])
+def test_step_is_the_dense_update(softmax):
+    """Against Adagrad of optax, written without any of our update."""
+    settings = config(softmax=softmax)
+    expected_losses, parameters = dense_run(settings, optax.adagrad(0.2, initial_accumulator_value=1.0, eps=0.0), 3)
     losses, state, _ = train(settings, 1, 3)
-    assert relative_error(losses, np.array(expected_losses)) < TOLERANCE
+    assert relative_error(losses, expected_losses) < TOLERANCE
     for found, expected in zip(jax.tree.leaves(state.parameters), jax.tree.leaves(parameters), strict=True):
         assert relative_error(found, expected) < TOLERANCE
 
