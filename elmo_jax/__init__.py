@@ -26,6 +26,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "Elmo",
+    "ElmoEmbedder",
     "EmbeddingColumn",
     "Embeddings",
     "Encoded",
@@ -34,19 +35,24 @@ __all__ = [
     "ModelConfig",
     "ScalarMix",
     "TrainConfig",
+    "layer_rates",
     "load",
+    "parameter_groups",
     "read_embeddings",
 ]
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from elmo_jax.embedder import ElmoEmbedder, layer_rates, parameter_groups
     from elmo_jax.modules import BiLM, ScalarMix
 else:
+    _FLAX = {"BiLM": "modules", "ScalarMix": "modules"}
+    _FLAX |= dict.fromkeys(("ElmoEmbedder", "layer_rates", "parameter_groups"), "embedder")
 
     def __getattr__(name: str):
-        """The Flax modules, imported when they are asked for: embedding needs no Flax."""
-        if name not in ("BiLM", "ScalarMix"):
+        """What needs Flax, imported when it is asked for: embedding needs none."""
+        if name not in _FLAX:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from elmo_jax import modules
+        from importlib import import_module
 
-        return getattr(modules, name)
+        return getattr(import_module(f"elmo_jax.{_FLAX[name]}"), name)

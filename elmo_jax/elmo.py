@@ -22,7 +22,7 @@ from elmo_jax.mix import Mix
 from elmo_jax.parallel import check_process, chosen_devices, device_places, devices_at
 from elmo_jax.published import local
 from elmo_jax.vocabulary import Vocabulary
-from elmo_jax.weights import ModelFolder, read_model
+from elmo_jax.weights import ModelFolder, checked_parameters, read_model, write_model
 
 Sentence = Sequence[str] | str
 Layers = Literal["average", "top", "all", "mix"]
@@ -71,9 +71,14 @@ def load(
     return Elmo(folder, paths, compilation_cache, None if devices is None else chosen)
 
 
-def _load_again(source: dict[str, str], compilation_cache: bool, places: list[tuple[str, int]] | None) -> "Elmo":
+def _load_again(
+    what: dict[str, str] | ModelFolder, compilation_cache: bool, places: list[tuple[str, int]] | None
+) -> "Elmo":
     """What a pickled model becomes."""
-    return load(**source, compilation_cache=compilation_cache, devices=None if places is None else devices_at(places))
+    devices = None if places is None else devices_at(places)
+    if isinstance(what, ModelFolder):
+        return Elmo(what, {}, compilation_cache, None if devices is None else tuple(devices))
+    return load(**what, compilation_cache=compilation_cache, devices=devices)
 
 
 def _absolute(name: str, path: PathLike) -> str:
@@ -88,8 +93,8 @@ class Elmo:
 
     The result is a function of the sentences and the arguments alone: no state is kept between calls but the vectors
     of words. May be used by several threads. Copies share its files' contents; pickled, it is the paths that it was
-    loaded from and the places of its devices, if it was given some, and is loaded from them again. Processes must be
-    spawned: in a fork JAX cannot compute.
+    loaded from and the places of its devices, if it was given some, and is loaded from them again (with other
+    parameters, it is those). Processes must be spawned: in a fork JAX cannot compute.
     """
 
     def __init__(
@@ -116,13 +121,35 @@ class Elmo:
         """The mix that was learned with the model, if there is just one."""
         return self.mixes[0] if len(self.mixes) == 1 else None
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The biLM's parameters, NumPy arrays: {"words": {name: array}, "forward_0": .., "backward_0": .., ..}."""
+        return {module: dict(arrays) for module, arrays in self._folder.parameters.items()}
+
+    def with_parameters(self, parameters: Mapping[str, Any], mixes: Sequence[Mix] | None = None) -> "Elmo":
+        """The same model with other parameters [a tree as `parameters`], after fine-tuning, say; `save` writes it.
+
+        The softmax stays; so do the mixes unless others are given.
+        """
+        arrays = checked_parameters(self.model, parameters, len(self.vocabulary or ()))
+        given = self.mixes if mixes is None else tuple(mixes)
+        for mix in given:
+            self._layer_weights("mix", mix)
+        folder = self._folder._replace(parameters=arrays, mixes=given)
+        return Elmo(folder, {}, self._compilation_cache, self._devices)
+
+    def save(self, folder: PathLike) -> None:
+        """Writes a model folder that `load`, bilm-tf and AllenNLP read."""
+        write_model(as_path(folder), self._folder)
+
     def __repr__(self) -> str:
-        source = ", ".join(f"{name}={path!r}" for name, path in self._source.items())
-        return f"Elmo(dim={self.dim}, layers={self.model.layers}, {source})"
+        source = [f"{name}={path!r}" for name, path in self._source.items()] or ["not saved"]
+        return f"Elmo(dim={self.dim}, layers={self.model.layers}, {', '.join(source)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         places = None if self._devices is None else device_places(self._devices)
-        return functools.partial(_load_again, self._source, self._compilation_cache, places), ()
+        what = self._source or self._folder
+        return functools.partial(_load_again, what, self._compilation_cache, places), ()
 
     def __copy__(self) -> "Elmo":
         return Elmo(self._folder, self._source, self._compilation_cache, self._devices)

@@ -405,6 +405,7 @@ ORDER = [
     "softmax_table",
     "optimizers",
     "modules",
+    "embedder",
     "training",
     "evaluation",
     "checkpoint",
