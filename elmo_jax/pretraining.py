@@ -133,7 +133,7 @@ class Run:
 
     def stream(self, corpus: Corpus, **options: Any) -> LanguageModelStream:
         """Batches of a corpus for this process' devices."""
-        options |= {"devices": parallel.device_count(), "own": self.own}
+        options = {"devices": parallel.device_count(), "own": self.own} | options
         encode = word_encoder(corpus, self.config.model)
         return LanguageModelStream(corpus, self.rows, self.config.train.window, encode, **options)
 
@@ -141,6 +141,7 @@ class Run:
         """Of each step its batch, its negatives, and where the text goes on after it; worked out ahead of need."""
         train = self.config.train
         options = {"shuffle": self.config.data.shuffle, "seed": train.seed, "position": self.stand.position}
+        options["devices"] = parallel.device_count() * train.accumulate
         stream = self.stream(self.text, **options)
 
         def work() -> Iterator[Any]:

@@ -62,10 +62,14 @@ class Negatives(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Of one step: losses of both directions [2] (nats a token), norm of the unclipped gradient of loss × window []."""
+    """Of one step: losses of both directions [2] (nats a token), norm of the unclipped gradient of loss × window [].
+
+    layer_norms: with train.tensorboard that of each of `layers`.
+    """
 
     losses: jax.Array
     gradient_norm: jax.Array
+    layer_norms: jax.Array | None = None
 
     @property
     def loss(self) -> float:
@@ -102,7 +106,7 @@ class LossInputs(NamedTuple):
     """What the loss depends on beside the parameters.
 
     See `train_step`; targets int32 [2, N], of both directions, places in the softmax's table; words: of the sampled
-    softmax, each with a leading axis of directions, None: the full softmax.
+    softmax, each with a leading axis of directions, None: the full softmax. N: tokens of all microbatches.
     """
 
     step: jax.Array
@@ -120,7 +124,8 @@ def loss_inputs(
     """What the loss takes, and how the softmax's rows come and go; arguments as in `train_step`."""
     devices, part = lax.axis_size(AXIS), len(state.parameters["softmax"]["bias"])
     place = lambda ids: places_of(ids, len(row_ids) * devices, part * devices)
-    targets = batch.targets.reshape(2, -1)
+    targets = batch.targets if batch.targets.ndim == 3 else batch.targets.swapaxes(0, 1)
+    targets = targets.reshape(2, -1)
     if negatives is None:
         return LossInputs(state.step, lstm_state, batch, row_ids, place(targets), None), WholePart()
     count = lambda ids: log_expected_count(ids, negatives.draws[:, None], negatives.vocabulary_size)
@@ -167,13 +172,52 @@ def mean(tree: Any, precision: Precision) -> Any:
     return jax.tree.map(lambda array: array.astype(jnp.float32) / lax.axis_size(AXIS), total)
 
 
+def own_gradients(config: Config, parameters: dict[str, Any], inputs: LossInputs) -> tuple[dict, tuple]:
+    """Gradients of `loss` of this device's rows, and what it returns beside."""
+    differentiate = jax.grad(lambda parameters: loss(config, parameters, inputs), has_aux=True)
+    return differentiate(parameters)
+
+
+def accumulated_gradients(config: Config, parameters: dict[str, Any], inputs: LossInputs) -> tuple[dict, tuple]:
+    """`own_gradients` of microbatches of rows, one after the other: as if they were one, to rounding.
+
+    Of tokens only the softmax's rows and their gradients are there all the time, P numbers of each; what the layers
+    keep for the backward pass is that of one microbatch.
+    """
+    count, words, table = config.train.accumulate, inputs.words, dict(parameters["softmax"])
+    apart = lambda array: array.reshape(count, -1, *array.shape[1:])
+    tokens_apart = lambda array: array.reshape(2, count, -1, *array.shape[2:]).swapaxes(0, 1)
+    together = lambda array: array.reshape(-1, *array.shape[2:])
+    tokens_together = lambda array: array.swapaxes(0, 1).reshape(2, -1, *array.shape[3:])
+    of_rows = jax.tree.map(apart, (inputs.lstm_state, inputs.row_ids))
+    of_words = None if words is None else (words.targets, words.target_log_counts)
+    of_tokens = jax.tree.map(tokens_apart, (inputs.targets, of_words, table.pop("targets", None)))
+
+    def add(totals, microbatch):
+        batch, (lstm_state, row_ids), (targets, of_words, rows) = microbatch
+        drawn = None if words is None else SampledWords(of_words[0], words.negatives, of_words[1], words[3])
+        softmax = table if rows is None else table | {"targets": rows}
+        given = LossInputs(inputs.step, lstm_state, batch, row_ids, targets, drawn)
+        gradients, (losses, lstm_state) = own_gradients(config, parameters | {"softmax": softmax}, given)
+        own = gradients["softmax"].pop("targets", None)
+        return jax.tree.map(jnp.add, totals, (gradients, losses)), (lstm_state, own)
+
+    zeros = jax.tree.map(jnp.zeros_like, parameters | {"softmax": table}), jnp.zeros(2)
+    totals, (lstm_state, own) = lax.scan(add, zeros, (inputs.batch, of_rows, of_tokens))
+    gradients, losses = totals
+    if own is not None:
+        gradients["softmax"]["targets"] = jax.tree.map(tokens_together, own)
+    gradients, losses = jax.tree.map(lambda total: total / count, (gradients, losses))
+    return gradients, (losses, jax.tree.map(together, lstm_state))
+
+
 def loss_gradients(config: Config, parameters: dict[str, Any], inputs: LossInputs) -> tuple[dict, jax.Array, State]:
     """Gradients of `loss`, the losses [2] of both directions, averaged over devices, and the LSTM state.
 
     Of the softmax's part, and of the targets' rows, each device has its own gradients: what it adds to the average.
     """
-    differentiate = jax.grad(lambda parameters: loss(config, parameters, inputs), has_aux=True)
-    gradients, (losses, lstm_state) = differentiate(parameters)
+    of_rows = own_gradients if config.train.accumulate == 1 else accumulated_gradients
+    gradients, (losses, lstm_state) = of_rows(config, parameters, inputs)
     own = gradients.pop("softmax")
     if inputs.words is not None:
         gradients["negatives"] = own.pop("negatives")
@@ -190,15 +234,37 @@ def global_norm(shared: Any, own_square: jax.Array) -> jax.Array:
 
     own_square []: the squared norm of this device's own gradients.
     """
-    devices = lax.axis_size(AXIS)
-
-    def part_square(gradient):
-        if len(gradient) % devices:
-            return optax.tree.norm(gradient, squared=True) / devices
-        size = len(gradient) // devices
-        return optax.tree.norm(lax.dynamic_slice_in_dim(gradient, lax.axis_index(AXIS) * size, size), squared=True)
-
     return jnp.sqrt(lax.psum(sum(map(part_square, jax.tree.leaves(shared))) + own_square, AXIS))
+
+
+def part_square(gradient: jax.Array) -> jax.Array:
+    """The part [] that this device sums up of the squared norm of a gradient that all share."""
+    devices = lax.axis_size(AXIS)
+    if len(gradient) % devices:
+        return optax.tree.norm(gradient, squared=True) / devices
+    size = len(gradient) // devices
+    return optax.tree.norm(lax.dynamic_slice_in_dim(gradient, lax.axis_index(AXIS) * size, size), squared=True)
+
+
+def layers(parameters: dict[str, Any]) -> list[str]:
+    """Names of the parts of the model whose norms are reported."""
+    return [*sorted(parameters["bilm"]), "softmax"]
+
+
+@jax.named_scope("update")
+def layer_norms(shared: dict[str, Any], own_square: jax.Array) -> jax.Array:
+    """Of each of `layers` the norm of its gradients or parameters; arguments as in `global_norm`."""
+    squares = [sum(map(part_square, jax.tree.leaves(shared[name]))) for name in sorted(shared)]
+    return jnp.sqrt(lax.psum(jnp.stack([*squares, own_square]), AXIS))
+
+
+def parameter_norms() -> Callable[[dict[str, Any]], jax.Array]:
+    """Compiles parameters as `place` makes them → the norm of each of `layers`; of the softmax that of its weight."""
+
+    def norms(parameters):
+        return layer_norms(parameters["bilm"], optax.tree.norm(parameters["softmax"]["weight"], squared=True))
+
+    return parallel(norms, (PARAMETER_AXES,), None)
 
 
 class Update(NamedTuple):
@@ -255,8 +321,8 @@ def train_step(
     as they are (Adagrad), only these are updated, by the device that has them: exactly the dense update. Otherwise
     every device updates its whole part.
 
-    lstm_state leaves [b, ..]; batch without its device axis; row_ids int32 [b], numbers of the rows among those of all
-    devices; negatives None: full softmax.
+    lstm_state leaves [b, ..]; batch without its device axis, or instead with one of train.accumulate microbatches of
+    the b rows; row_ids int32 [b], numbers of the rows among those of all devices; negatives None: full softmax.
     """
     inputs, exchange = loss_inputs(state, lstm_state, batch, row_ids, negatives)
     rows = exchange.fetch(state.parameters["softmax"])
@@ -270,7 +336,8 @@ def train_step(
     update = Update(config, state.step, learning_rate(config, state.step), scale)
     of = update.of_places if optimizer_of(config.train).by_place else update.of_all
     parameters, accumulators = of(state, gradients["bilm"], exchange, first, touched)
-    return TrainState(state.step + 1, parameters, accumulators), lstm_state, Metrics(losses, norm)
+    of_layers = layer_norms(gradients["bilm"], own_square) if config.train.tensorboard else None
+    return TrainState(state.step + 1, parameters, accumulators), lstm_state, Metrics(losses, norm, of_layers)
 
 
 def trimmed(batch: Batch) -> Batch:
@@ -282,10 +349,11 @@ def trimmed(batch: Batch) -> Batch:
 def step_on_devices(config: Config, donate: bool = True, devices: Sequence[jax.Device] | None = None) -> Callable:
     """`train_step` on `devices`, or all: (state, LSTM state, batch, row_ids, negatives) → (state, LSTM state, metrics).
 
-    state as `place` makes it; leaves of the LSTM state [devices, b, ..], row_ids [devices, b]. With `donate` the
-    states that go in are used up. `lower` is that of the compiled program.
+    state as `place` makes it; leaves of the LSTM state [devices, b, ..], row_ids [devices, b]; of the batch [devices,
+    ..], or with train.accumulate [devices · microbatches, ..], as if there were as many devices. With `donate` the
+    states that go in are used up. `lower` is that of the compiled program, whose batch has both axes.
     """
-    axes = PARAMETER_AXES
+    axes, count = PARAMETER_AXES, config.train.accumulate
 
     def leaves(state, lstm_state, batch, row_ids, negatives):
         state, lstm_state, metrics = train_step(config, state, lstm_state, batch, row_ids, negatives)
@@ -298,6 +366,8 @@ def step_on_devices(config: Config, donate: bool = True, devices: Sequence[jax.D
     def step(state, lstm_state, batch, row_ids, negatives):
         if form().chunk is None and not has_peers():  # who must all run one program
             batch = trimmed(batch)
+        if count > 1:
+            batch = jax.tree.map(lambda array: array.reshape(-1, count, *array.shape[1:]), batch)
         (number, *trees), lstm_state, metrics = program(state, lstm_state, batch, row_ids, negatives)
         parameters, accumulators = (dict(zip(axes, part, strict=True)) for part in (trees[:2], trees[2:]))
         return TrainState(number, parameters, accumulators), lstm_state, metrics

@@ -53,7 +53,8 @@ def train(config, devices, steps):
     """Losses of each step, the state (with its devices), and the LSTM state [rows, ..]."""
     text = corpus()
     encode = word_encoder(text, config.model)
-    stream = LanguageModelStream(text, ROWS, WINDOW, encode, devices=devices, shuffle=True, seed=config.train.seed)
+    parts = devices * config.train.accumulate
+    stream = LanguageModelStream(text, ROWS, WINDOW, encode, devices=parts, shuffle=True, seed=config.train.seed)
     step = training.step_on_devices(config, donate=False)
     optimizer = optimizer_of(config.train)
     state = place_on(devices, training.init_state(initial_parameters(config.model), optimizer), ROWS, optimizer)
@@ -81,6 +82,37 @@ def test_number_of_devices_does_not_matter(options, others):
             jax.tree.leaves((found_state, found_lstm)), jax.tree.leaves((state, lstm_state)), strict=True
         ):
             assert relative_error(found, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("options", "devices", "accumulate"),
+    [
+        ({"dropout": 0.3}, 1, 4),
+        pytest.param({"softmax": "full"}, 2, 2, marks=pytest.mark.slow),
+        pytest.param({"optimizer": "adam", "learning_rate": 0.01}, 2, 2, marks=pytest.mark.slow),
+        pytest.param({"reduce_precision": "bfloat16"}, 1, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_accumulated_microbatches_are_one_batch(options, devices, accumulate):
+    """As many steps over the same rows of text: the same losses, parameters and LSTM states."""
+    expected = train(config(**options), devices, 3)
+    found = train(config(accumulate=accumulate, **options), devices, 3)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert relative_error(one, other) < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("softmax", ["sampled", "full"])
+def test_accumulating_takes_the_memory_of_a_microbatch(softmax):
+    """Beside what the step itself holds: less than half of what as many rows take at once."""
+    settings = {"batch_size": 8, "window": 20, "softmax": softmax, "negatives": 30}
+    one, all_at_once, accumulated = (
+        lowered_step(config(**settings | more), 1, 200).compile().memory_analysis().temp_size_in_bytes
+        for more in ({}, {"batch_size": 64}, {"accumulate": 8})
+    )
+    print(f"temporary bytes: {one:,} of 8 rows, {all_at_once:,} of 64, {accumulated:,} of 8 times 8")
+    assert all_at_once > 4 * one
+    assert accumulated < 2 * one
 
 
 def test_number_of_rounds_does_not_matter(monkeypatch):
@@ -253,7 +285,7 @@ def test_initial_values_are_those_of_bilm_tf():
 
 def lowered_step(config, devices, vocabulary_size):
     """The training step of so many devices, not yet compiled."""
-    rows = devices * config.train.batch_size
+    rows = devices * config.train.batch_size * config.train.accumulate
     places = softmax_table.table_size(vocabulary_size, rows) // devices
 
     def initial():
@@ -262,7 +294,10 @@ def lowered_step(config, devices, vocabulary_size):
         return training.init_state({"bilm": init_bilm(jax.random.key(0), SMALL), "softmax": softmax})
 
     text = corpus()
-    batch = next(LanguageModelStream(text, rows, config.train.window, word_encoder(text, SMALL), devices=devices))
+    parts = devices * config.train.accumulate
+    batch = next(LanguageModelStream(text, rows, config.train.window, word_encoder(text, SMALL), devices=parts))
+    if config.train.accumulate > 1:
+        batch = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, *leaf.shape[1:]), batch)
     lstm_state = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, leaf.shape[-1]), zero_state(SMALL, rows))
     row_ids = np.arange(rows, dtype=np.int32).reshape(devices, -1)
     negatives = training.draw_negatives(config, vocabulary_size, 1) if config.train.softmax == "sampled" else None
