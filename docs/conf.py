@@ -14,6 +14,7 @@ exclude_patterns = ["_build"]
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 default_role = "code"
+smartquotes = False
 nitpicky = False
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True

@@ -6,11 +6,9 @@ They are as wide as a narrow screen, so that their letters stay legible there.
 from collections.abc import Callable, Sequence
 from html import escape
 
-import numpy as np
-
 from elmo_jax.streams import Layout
 
-WIDTH, CELL, HEIGHT = 420, 46, 30
+WIDTH, CELL, HEIGHT = 420, 45, 30
 # Okabe and Ito's colours, which people tell apart however they see colours.
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00")
 
@@ -51,8 +49,8 @@ def streams() -> str:
     """Four sentences in two rows, cut into two windows, as `streams.Layout` lays them."""
     sentences = ["Rain fell .", "We saw the old sea .", "The sun set late .", "Go on"]
     tokens = [sentence.split() for sentence in sentences]
-    left, window, parts = 48, 4, []
-    tops = {(row, direction): 44 + row * 92 + direction * 36 for row in range(2) for direction in range(2)}
+    left, window, parts = 58, 4, []
+    tops = {(row, direction): 42 + row * 100 + direction * 46 for row in range(2) for direction in range(2)}
     layout = Layout(2, window, enumerate(map(len, tokens)))
     for number, segments in enumerate(layout):
         for row, start, sentence, offset, length, _ in zip(*(array.tolist() for array in segments), strict=True):
@@ -65,36 +63,36 @@ def streams() -> str:
                     x = left + (number * window + start) * CELL
                     parts.append(f'<path d="M{x + 2} {top - 1} v-9 h9 z" fill="currentColor"/>')
     for (row, direction), top in tops.items():
+        parts.append(text(left - 6, top + 20, "←" if direction else "→", "end"))
         if direction == 0:
-            parts.append(text(0, top + 20, f"row {row + 1}", "start"))
-        parts.append(text(left - 6, top + 20, "→" if direction == 0 else "", "end"))
-        parts.append(text(left - 6, top + 20, "" if direction == 0 else "←", "end"))
+            parts.append(text(0, top + 43, f"row {row + 1}", "start"))
     for number in range(2):
         x = left + number * window * CELL
         parts.append(text(x + window * CELL / 2, 18, f"window {number + 1}"))
     border = left + window * CELL
-    parts.append(line(border, 6, border, 216, 'stroke-width="2" stroke-dasharray="5 4"'))
-    parts.append(text(left, 240, "◤ a sentence begins: in embedding, the state is reset", "start"))
+    parts.append(line(border, 6, border, 226, 'stroke-width="2" stroke-dasharray="5 4"'))
+    parts.append(text(left, 250, "◤ a sentence begins: in embedding, the state is reset", "start"))
     title = "Sentences laid end to end in two rows, each read in both directions, and cut into windows"
-    return drawing(250, title, parts)
+    return drawing(260, title, parts)
 
 
 def word_types() -> str:
     """The positions of a window, its distinct words, the char CNN, and the positions gathering its vectors."""
     words = ["the", "cat", "saw", "the", "dog", "."]
-    types, numbers = np.unique(words, return_inverse=True)
+    types = list(dict.fromkeys(words))
     wide, parts = 64, []
     position = lambda place: 18 + place * wide
     kind = lambda number: 50 + number * wide
     parts.append(text(WIDTH / 2, 16, "positions of a window"))
     parts.append(text(WIDTH / 2, 262, "positions, with their vectors"))
-    for place, number in enumerate(numbers.tolist()):
-        parts.append(box(position(place), 24, wide, HEIGHT, words[place], number))
+    for place, word in enumerate(words):
+        number = types.index(word)
+        parts.append(box(position(place), 24, wide, HEIGHT, word, number))
         parts.append(line(position(place) + wide / 2, 54, kind(number) + wide / 2, 84))
         parts.append(line(kind(number) + wide / 2, 182, position(place) + wide / 2, 212))
-        parts.append(box(position(place), 214, wide, HEIGHT, words[place], number))
+        parts.append(box(position(place), 214, wide, HEIGHT, word, number))
     for number, word in enumerate(types):
-        parts.append(box(kind(number), 86, wide, HEIGHT, str(word), number))
+        parts.append(box(kind(number), 86, wide, HEIGHT, word, number))
     parts.append(box(kind(0), 122, wide * len(types), 56, "char CNN, once for each distinct word"))
     return drawing(272, "Six positions share five distinct words, which the char CNN reads once each", parts)
 
