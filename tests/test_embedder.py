@@ -159,8 +159,8 @@ def test_frozen_costs_embedding_and_the_head(elmo):
         return tag_loss(Head().apply({"params": params}, activations, mask, rngs={"dropout": KEY}), mask)
 
     embedding = jax.jit(embed).lower(held, encoded).compile()
-    activations = embedding(held, encoded)
-    head_params = Head().init({"params": KEY, "dropout": KEY}, *activations)["params"]
+    activations = jax.eval_shape(embed, held, encoded)
+    head_params = jax.eval_shape(Head().init, {"params": KEY, "dropout": KEY}, *activations)["params"]
     own = jax.jit(jax.value_and_grad(head)).lower(head_params, *activations).compile()
     flops = lambda program: program.cost_analysis()["flops"]
     assert flops(program) < 1.1 * (flops(embedding) + flops(own))
@@ -169,22 +169,20 @@ def test_frozen_costs_embedding_and_the_head(elmo):
     assert flops(costly) > 2 * flops(program)
     assert costly.memory_analysis().temp_size_in_bytes > program.memory_analysis().temp_size_in_bytes
     everything = lambda variables: tag_loss(*tagger.apply(variables, encoded, True))
-    gradients = jax.grad(everything)({"params": params} | fixed)
-    assert not any(leaf.any() for leaf in jax.tree.leaves(gradients["elmo"]))
-    assert all(leaf.any() for leaf in jax.tree.leaves(gradients["params"]))
+    loops = lambda function: str(jax.make_jaxpr(function)({"params": params} | fixed)).count("scan[")
+    assert loops(jax.grad(everything)) == loops(everything) > 0
 
 
 def test_fine_tuned_parameters_are_exported(elmo, tmp_path):
     """Every parameter gets a gradient; the folder that is written gives the vectors of the module."""
-    tagger, params, fixed = tagger_of(elmo, frozen=False, layer_norm=True)
+    tagger, params, fixed = tagger_of(elmo, frozen=False)
     encoded, step = elmo.encode(SENTENCES), step_of(tagger)
     optimiser = optax.sgd(0.3)
     state = optimiser.init(params)
     losses = []
-    for number in range(8):
+    for number in range(4):
         loss, gradients = step(params, fixed, encoded, jax.random.fold_in(KEY, number))
-        moved = [leaf.any() for leaf in jax.tree.leaves(gradients["embedder"]["bilm"])]
-        assert all(moved)
+        assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradients["embedder"]["bilm"]))
         updates, state = optimiser.update(gradients, state)
         params = optax.apply_updates(params, updates)
         losses.append(float(loss))
@@ -192,7 +190,6 @@ def test_fine_tuned_parameters_are_exported(elmo, tmp_path):
     learned = tagger.embedder.to_elmo(params["embedder"])
     learned.save(tmp_path)
     loaded = elmo_jax.load(tmp_path)
-    assert loaded.mix.layer_norm
     np.testing.assert_array_equal(loaded.mix.weights, params["embedder"]["scalar_mix_0"]["weights"])
     # Where sentences begin, "zero" depends on no parameters, while "warm" is what the model had before.
     zero = ElmoEmbedder.of(elmo, state="zero", frozen=False)
@@ -208,11 +205,12 @@ def test_fine_tuned_parameters_are_exported(elmo, tmp_path):
 
 
 def test_a_frozen_model_keeps_its_parameters_and_has_the_mixes(elmo):
-    embedder = ElmoEmbedder.of(elmo, num_output_representations=2)
+    embedder = ElmoEmbedder.of(elmo, num_output_representations=2, layer_norm=True)
     params = embedder.init(KEY, elmo.encode(SENTENCES), deterministic=True)["params"]
     params["scalar_mix_1"]["weights"] = jnp.array([2.0, 0.0, -1.0])
     learned = embedder.to_elmo(params)
     assert learned.mixes[1].weights.tolist() == [2.0, 0.0, -1.0]
+    assert [mix.layer_norm for mix in learned.mixes] == [True, True]
     np.testing.assert_array_equal(learned.embed(SENTENCES)[0], elmo.embed(SENTENCES)[0])
 
 
@@ -233,7 +231,7 @@ def test_rates_of_layers(elmo):
         {"words": optax.set_to_zero()} | dict.fromkeys(("lstm_0", "lstm_1", "rest"), optax.sgd(0.1)), parameter_groups
     )
     updates, _ = several.update(ones, several.init(params), params)
-    assert not updates["embedder"]["bilm"]["words"]["embedding"].any()
+    assert not np.asarray(updates["embedder"]["bilm"]["words"]["embedding"]).any()
 
 
 def test_dropout_and_projection(elmo):
@@ -251,7 +249,7 @@ def test_dropout_and_projection(elmo):
     assert (np.abs(np.asarray(first) - np.asarray(plain)).max((1, 2, 3)) > 1e-3).all()
 
 
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("frozen", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_rows_on_a_mesh_and_under_pmap(elmo, frozen):
     """Rows divided among four devices, words on each: gradients are those of one device."""
     tagger, params, fixed = tagger_of(elmo, frozen=frozen, dropout=0.0)
@@ -282,7 +280,7 @@ def test_rows_on_a_mesh_and_under_pmap(elmo, frozen):
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), found, gradients)
 
 
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("frozen", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_inside_nnx(elmo, frozen):
     """By nnx.bridge: what is frozen is no nnx.Param."""
     encoded = elmo.encode(SENTENCES)
@@ -372,6 +370,6 @@ def test_a_module_without_a_loaded_model():
     )
     embedder = ElmoEmbedder(SMALL, frozen=False)
     variables = embedder.init(KEY, encoded, deterministic=True)
-    (vectors,), _ = embedder.apply(variables, encoded, deterministic=True)
+    (vectors,), _ = representations_of(embedder, variables, encoded)
     assert np.isfinite(vectors).all()
     assert np.std(vectors) > 0
