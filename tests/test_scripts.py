@@ -410,6 +410,7 @@ ORDER = [
     "evaluation",
     "checkpoint",
     "workdir",
+    "events",
     "lifecycle",
     "pretraining",
     "restart",
