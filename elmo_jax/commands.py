@@ -13,6 +13,7 @@ from elmo_jax.compilation import keep_compiled
 from elmo_jax.config import Precision, TextFormat, check_trainable
 from elmo_jax.convert import Form, write_as
 from elmo_jax.corpus import BUILTIN, Corpus, WordCounts, cached, count_words, sentences
+from elmo_jax.curves import draw
 from elmo_jax.dump import nearest as nearest_in_dump
 from elmo_jax.elmo import Layers, StateMode, load
 from elmo_jax.engine import Pool
@@ -406,6 +407,17 @@ def export(
     print(f"wrote the model of step {stand.step:,} to {folder}")
 
 
+def curves(workdirs: tyro.conf.Positional[tuple[str, ...]], output: str) -> None:
+    """Draws training runs side by side: perplexity of held-out text and of training, gradient norms, speed.
+
+    Args:
+        workdirs: Folders of the runs.
+        output: Picture to write, .png or .svg.
+    """
+    draw(workdirs, as_path(output))
+    print(f"wrote {output}")
+
+
 COMMANDS = {
     "train": train,
     "embed": embed,
@@ -417,6 +429,7 @@ COMMANDS = {
     "nearest": nearest,
     "convert": convert,
     "export": export,
+    "curves": curves,
 }
 
 

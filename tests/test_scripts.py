@@ -369,6 +369,7 @@ def test_the_scripts_as_processes(project, tmp_path):
 
 ORDER = [
     "errors",
+    "parquet_pages",
     "files",
     "arrays",
     "config",
@@ -411,6 +412,7 @@ ORDER = [
     "checkpoint",
     "workdir",
     "events",
+    "curves",
     "lifecycle",
     "pretraining",
     "restart",
