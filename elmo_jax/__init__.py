@@ -18,7 +18,7 @@ from elmo_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 from elmo_jax.dataset_column import EmbeddingColumn
 from elmo_jax.elmo import Elmo, load
 from elmo_jax.embeddings import Embeddings, read_embeddings
-from elmo_jax.errors import InputError
+from elmo_jax.errors import InputError, needing
 from elmo_jax.mix import Mix
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "DataConfig",
     "Elmo",
     "ElmoEmbedder",
+    "ElmoVectorizer",
     "EmbeddingColumn",
     "Embeddings",
     "Encoded",
@@ -45,14 +46,19 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from elmo_jax.embedder import ElmoEmbedder, layer_rates, parameter_groups
     from elmo_jax.modules import BiLM, ScalarMix
+    from elmo_jax.vectorizer import ElmoVectorizer
 else:
-    _FLAX = {"BiLM": "modules", "ScalarMix": "modules"}
-    _FLAX |= dict.fromkeys(("ElmoEmbedder", "layer_rates", "parameter_groups"), "embedder")
+    # Where each is, and the extra that brings the packages it needs.
+    _FOUND_IN = dict.fromkeys(("BiLM", "ScalarMix"), ("modules", "train"))
+    _FOUND_IN |= dict.fromkeys(("ElmoEmbedder", "layer_rates", "parameter_groups"), ("embedder", "train"))
+    _FOUND_IN["ElmoVectorizer"] = "vectorizer", "sklearn"
 
     def __getattr__(name: str):
-        """What needs Flax, imported when it is asked for: embedding needs none."""
-        if name not in _FLAX:
+        """What needs further packages, imported when it is asked for: embedding needs neither Flax nor scikit-learn."""
+        if name not in _FOUND_IN:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        return getattr(import_module(f"elmo_jax.{_FLAX[name]}"), name)
+        module, extra = _FOUND_IN[name]
+        with needing(extra):
+            return getattr(import_module(f"elmo_jax.{module}"), name)

@@ -157,6 +157,10 @@ class Elmo:
     def __deepcopy__(self, memo: dict[int, Any]) -> "Elmo":
         return self.__copy__()
 
+    def __sklearn_clone__(self) -> "Elmo":
+        """Copies that scikit-learn makes of a transformer share the model: fitting changes nothing of it."""
+        return self
+
     def embed(
         self,
         sentences: Iterable[Sentence],

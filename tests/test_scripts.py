@@ -402,6 +402,7 @@ ORDER = [
     "embeddings",
     "outputs",
     "dataset_column",
+    "vectorizer",
     "losses",
     "softmax_table",
     "optimizers",
