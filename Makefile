@@ -22,9 +22,9 @@ test: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --quiet -m "not slow" --numprocesses auto --dist worksteal
 
-# Many runs, much text, several processes; Ray, for a cluster of two nodes. Minutes rather than seconds.
+# Many runs, much text, several processes; Ray, for a cluster of two nodes; PyTorch. Minutes rather than seconds.
 test-slow: .venv/installed
-	$(BIN)/pip install --quiet 'ray[data]==2.60.0'
+	$(BIN)/pip install --quiet 'ray[data]==2.60.0' torch==2.13.0
 	$(BIN)/python -m pytest --quiet -m slow --numprocesses 2 --dist worksteal
 
 # The site: open docs/_build/html/index.html. Needs no network.

@@ -146,3 +146,18 @@ def test_bad_options_of_a_batch(elmo):
     activations, mask = elmo.batch([], rows=2)
     assert activations.shape == (2, 3, 16, elmo.dim)
     assert not mask.any()
+
+
+@pytest.mark.slow
+def test_pytorch_takes_a_batch_without_a_copy(folder):
+    """By DLPack, from a model on one device: a layer of PyTorch's is trained on it."""
+    torch = pytest.importorskip("torch")
+    activations, mask = elmo_jax.load(folder, devices=1).batch(SENTENCES)
+    vectors, tokens = torch.from_dlpack(activations), torch.from_dlpack(mask)
+    assert vectors.data_ptr() == activations.unsafe_buffer_pointer()
+    np.testing.assert_array_equal(vectors.numpy(), activations)
+    np.testing.assert_array_equal(tokens.numpy(), mask)
+    mix = torch.nn.Parameter(torch.zeros(3))
+    mixed = (mix.softmax(0)[:, None, None] * vectors).sum(1)
+    mixed[tokens].square().mean().backward()
+    assert mix.grad.abs().max() > 0
