@@ -51,10 +51,19 @@ def blocks(page: str) -> list[Block]:
     return found
 
 
-def rows(page: str) -> list[str]:
-    """The code in the last column of a page's tables."""
-    cells = re.findall(r"^\|.*\| `([^|]*)` \|$", (DOCS / f"{page}.md").read_text(), re.MULTILINE)
-    return [cell for cell in cells if "elmo" in cell]
+def rows(page: str) -> list[Block]:
+    """The middle column of a page's table of three, as blocks; the last says of which shape it is, if it is code."""
+    found = []
+    for code, gives in re.findall(
+        r"^\|[^|]*\| `([^|]*)` \| ([^|]*) \|$", (DOCS / f"{page}.md").read_text(), re.MULTILINE
+    ):
+        language = "sh" if code.startswith("elmo-jax ") else "python"
+        if gives.startswith("`"):
+            code, gives = f"print(tuple(({code}).shape))", gives.strip("`")
+            found.append(Block(language, "", code, gives))
+        else:
+            found.append(Block(language, "", code, None))
+    return found
 
 
 # Runs blocks in one process and one folder, Python's in one namespace; prints what each gave.
@@ -109,21 +118,19 @@ def test_every_block_runs(page, folder):
     """In the order of the page, with what it says that they print; then what stands in the last column of tables."""
     where, environment = folder
     run = [block for block in blocks(page) if not block.comment.startswith("not run")]
-    code = [(block.language, block.code) for block in run]
-    if page == "coming_from":
-        code += [("python", row) for row in rows(page)]
+    run += rows(page) if page == "coming_from" else []
+    code = json.dumps([(block.language, block.code) for block in run])
     done = subprocess.run(
-        [sys.executable, "-c", RUN], cwd=where, env=environment, input=json.dumps(code), capture_output=True, text=True
+        [sys.executable, "-c", RUN], cwd=where, env=environment, input=code, capture_output=True, text=True
     )
     results = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(results) == len(code), (code[len(results)], done.stderr[-3000:])
-    for (_, source), (printed, failure, exit_code) in zip(code, results, strict=True):
-        block = next((block for block in run if block.code == source), None)
-        fails = block is not None and block.comment == "fails"
-        assert exit_code == (2 if fails else 0), (source, printed, failure[-3000:])
-        if block is not None and block.printed is not None:
+    assert len(results) == len(run), (run[len(results)], done.stderr[-3000:])
+    for block, (printed, failure, exit_code) in zip(run, results, strict=True):
+        fails = block.comment == "fails"
+        assert exit_code == (2 if fails else 0), (block, printed, failure[-3000:])
+        if block.printed is not None:
             shown = failure.strip().splitlines()[-1] if fails else printed.strip()
-            assert re.fullmatch(re.escape(block.printed.strip()).replace(r"\*", ".*"), shown), (source, shown)
+            assert re.fullmatch(re.escape(block.printed.strip()).replace(r"\*", ".*"), shown), (block, shown)
 
 
 def test_blocks_that_are_not_run_say_what_they_lack():
