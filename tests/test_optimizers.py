@@ -1,6 +1,8 @@
 """The optimisers against Optax on whole arrays, their learning rates, and runs that go on with them."""
 
+import json
 import math
+import subprocess
 import typing
 
 import jax
@@ -8,16 +10,32 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import SMALL, TOLERANCE, place_on, relative_error, to_host
+from conftest import SMALL, TOLERANCE, fails, metrics, place_on, relative_error, same_file, to_host, write_project
+from test_processes import distributed, finish, numbers, start
 from test_training import ROWS, VOCABULARY, config, dense_run
 from test_training import train as train_steps
 
-from elmo_jax import optimizers, parallel, softmax_table, training
+import train
+from elmo_jax import optimizers, parallel, pretraining, softmax_table, training
 from elmo_jax.config import Config, OptimizerName, TrainConfig, check
 from elmo_jax.errors import InputError
 from elmo_jax.optimizers import learning_rate, optimizer_of
 
 SIZE = len(VOCABULARY)
+# The settings of runs in version 0.2.0.
+OLD_FIELDS = {
+    "steps",
+    "epochs",
+    "batch_size",
+    "window",
+    "learning_rate",
+    "clip_norm",
+    "dropout",
+    "softmax",
+    "negatives",
+}
+OLD_FIELDS |= {"precision", "reduce_precision", "eval_precision", "seed", "checkpoint_every", "eval_every", "log_every"}
+OLD_FIELDS |= {"profile"}
 TOUCHED = 6
 
 is_matrix = lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)
@@ -118,16 +136,10 @@ def test_the_names_in_the_config_are_those_of_the_table():
     assert {*typing.get_args(OptimizerName), "sgd with momentum"} == set(optimizers.OPTIMIZERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "softmax", "devices"),
-    [
-        ("adam", "sampled", 4),
-        *(
-            pytest.param(name, softmax, devices, marks=pytest.mark.slow)
-            for name in CASES
-            for softmax, devices in (("sampled", 1), ("full", 4))
-        ),
-    ],
+    [(name, softmax, devices) for name in CASES for softmax, devices in (("sampled", 1), ("sampled", 4), ("full", 4))],
 )
 def test_steps_are_the_dense_update(monkeypatch, name, softmax, devices):
     """Two whole steps: autodiff through whole tables, Optax's clip and optimiser. (Of gradients near zero, whose
@@ -180,3 +192,76 @@ def test_what_is_refused(options, message):
     with pytest.raises(InputError) as error:
         check(config(**options))
     assert message in str(error.value)
+
+
+RUNS = {
+    "adam": "--train.optimizer adam --train.learning_rate 0.01 --train.warmup_steps 3",
+    "sgd": "--train.optimizer sgd --train.schedule linear --train.decay_steps 9",
+    "momentum": "--train.optimizer sgd --train.momentum 0.5 --train.softmax full",
+    "adamw": "--train.optimizer adamw --train.learning_rate 0.1 --train.schedule noam --train.warmup_steps 4 "
+    "--train.accumulate 2 --train.batch_size 1",
+    "adafactor": "--train.optimizer adafactor --train.learning_rate 0.01 --train.schedule cosine --train.decay_steps 9 "
+    "--model.cell_dim 150 --model.projection_dim 130",
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return write_project(tmp_path_factory.mktemp("project"))
+
+
+slow_after_first = [name if name == "adam" else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
+
+
+@pytest.mark.parametrize("name", slow_after_first)
+def test_a_run_goes_on_bit_for_bit(project, tmp_path, monkeypatch, name):
+    """Killed after step 5, it goes on from the checkpoint of step 4: the numbers of a run that was not."""
+    run = lambda folder: train.main(
+        [str(project / "mine.py"), "--workdir", str(tmp_path / folder), *RUNS[name].split()]
+    )
+    run("alone")
+    add = pretraining.Reports.add
+
+    def killed(reports, stand, metrics):
+        add(reports, stand, metrics)
+        if stand.step == 5:
+            raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining.Reports, "add", killed)
+        with pytest.raises(ZeroDivisionError):
+            run("killed")
+    run("killed")
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "alone")
+    for file in ("weights.hdf5", "softmax.hdf5"):
+        assert same_file(tmp_path / "killed" / "model" / file, tmp_path / "alone" / "model" / file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_goes_on_on_another_number_of_devices(project, tmp_path, name):
+    """Begun on four devices and gone on with on one, and on two processes: the same losses to rounding."""
+    options = RUNS[name].split()
+    finish(start(project, tmp_path / "alone", *options, devices=4))
+    finish(start(project, tmp_path / "one", *options, "--train.steps", 3, devices=4))
+    subprocess.run(["cp", "-r", tmp_path / "one", tmp_path / "two"], check=True)
+    finish(start(project, tmp_path / "one", *options, devices=1))
+    for process in distributed(project, tmp_path / "two", 2, 1, *options):
+        finish(process)
+    for folder in ("one", "two"):
+        for field in ("loss", "gradient_norm", "heldout_perplexity"):
+            found, expected = (numbers(tmp_path / name, field) for name in (folder, "alone"))
+            assert relative_error(found, expected) < 10 * TOLERANCE
+
+
+def test_another_optimizer_is_another_run(project, tmp_path, capsys):
+    command = [str(project / "mine.py"), "--workdir", str(tmp_path), "--train.steps", "1"]
+    train.main(command)
+    options = ["--train.optimizer", "sgd"]
+    fails(train.main, [*command, *options], "train.optimizer is sgd, was adagrad", capsys)
+    values = json.loads((tmp_path / "config.json").read_text())
+    for name in set(values["train"]) - OLD_FIELDS:  # as runs have it that older versions began
+        del values["train"][name]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    train.main([*command[:-1], "2"])
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["optimizer"] == "adagrad"
