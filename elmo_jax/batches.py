@@ -13,8 +13,7 @@ import numpy as np
 from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.errors import InputError
 from elmo_jax.model import Reading, State, encoded, read_window
-from elmo_jax.streams import character_width
-from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, PADDING, Alphabet, Vocabulary, character_widths
+from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, PADDING, Alphabet, Vocabulary
 
 # Positions of the shortest batch; longer ones have twice, four times, .. as many.
 SHORTEST = 16
@@ -80,8 +79,9 @@ def encode(
 ) -> Encoded:
     """Lists of tokens as a model reads them.
 
-    U depends on B and T, by `word_room`; C, which is cut by the rule of `character_width` so that no bit of a vector
-    changes, has two values. So the programs that read a text are few, however its sentences are put into batches.
+    U depends on B and T, by `word_room`; C is that of the model: on CPU programs themselves leave out the columns that
+    no word of a chunk reaches, elsewhere they cost a few percent. So the programs that read a text are few, however
+    its sentences are put into batches.
     """
     words, positions, mask, real = number(sentences, rows)
     read, room = encoded(model, words, vocabulary, alphabet), word_room(len(words), positions.size)
@@ -90,9 +90,7 @@ def encode(
         lengths = (characters != PADDING).sum(1)
         lengths[:2] = 0  # the boundaries stay first
         order = np.argsort(lengths, kind="stable")
-        least = character_widths(model.max_characters, model.widest_filter)[-2:][0]
-        width = max(character_width(characters, model.widest_filter), least)
-        characters = _filled(characters[order, :width], room)
+        characters = _filled(characters[order], room)
         ids = None if ids is None else ids[order]
         positions = np.where(mask, np.argsort(order).astype(np.int32)[positions], 0)
     ids = None if ids is None else _filled(ids, room)

@@ -225,9 +225,9 @@ class Elmo:
         """Sentences as the model reads them, for a pipeline of one's own: NumPy arrays for `ElmoEmbedder`.
 
         A pytree: the distinct words' characters [U, C], each position's word [B, T], the mask [B, T]; see `Encoded`.
-        `rows` fills up a batch that has fewer sentences, the last of an epoch, say. T is 16, 32, 64, .., U follows from
-        B and T, and C has two values: a text in batches of one B has few shapes, so few programs are compiled. Nothing
-        is computed by JAX.
+        `rows` fills up a batch that has fewer sentences, the last of an epoch, say. T is 16, 32, 64, .., and U follows
+        from B and T: a text in batches of one B has few shapes, so few programs are compiled. Nothing is computed by
+        JAX.
         """
         return encode(self.model, self.vocabulary, self._folder.alphabet, *_batch_of(sentences, rows, "encode"))
 

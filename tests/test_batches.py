@@ -1,18 +1,14 @@
 """Batches for programs of one's own: `Elmo.encode` and `Elmo.batch`."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, SENTENCES, SMALL, write_random_model
+from conftest import ROOT, SENTENCES, SMALL
 
 import elmo_jax
 from elmo_jax import InputError
 from elmo_jax.batches import word_room
-from elmo_jax.char_cnn import spelled_vectors
 from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE, character_ids
-from elmo_jax.weights import read_weights
 
 MANYLANGS = ROOT / "tests" / "data" / "manylangs"
 
@@ -72,20 +68,6 @@ def test_encoded_says_what_the_rows_read(elmo):
         assert (read == character_ids(sentence, SMALL.max_characters)).all()
     assert (encoded.words[:2] == character_ids([BEGIN_SENTENCE, END_SENTENCE], SMALL.max_characters)).all()
     assert not encoded.positions[~encoded.mask].any()
-
-
-def test_columns_of_characters_are_cut(tmp_path):
-    """Cut to 32 where all words fit with a window of nothing behind, else whole; a vector keeps its bits."""
-    elmo = elmo_jax.load(write_random_model(tmp_path, dataclasses.replace(SMALL, max_characters=50)))
-    short, long = ["a", "b" * (32 - 2 - 3)], ["c" * (32 - 2 - 3 + 1)]
-    assert elmo.encode([short]).words.shape[1] == 32
-    assert elmo.encode([short, long]).words.shape[1] == 50
-    parameters = read_weights(tmp_path / "weights.hdf5", elmo.model)["words"]
-    cut, whole = (
-        spelled_vectors(parameters, encoded.words[encoded.positions[0, :2]], elmo.model, "float32")
-        for encoded in (elmo.encode([short]), elmo.encode([short, long]))
-    )
-    np.testing.assert_array_equal(cut, whole)
 
 
 def test_shapes_are_few(elmo):
