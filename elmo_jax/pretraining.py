@@ -292,7 +292,8 @@ class Reports:
             if run.config.train.schedule != "constant" or run.config.train.warmup_steps:
                 values["learning_rate"] = float(learning_rate(run.config, jnp.int32(step - 1)))
             run.workdir.log(**values, tokens_per_second=speed, epoch=epoch)
-            run.events.add(step, values | {"tokens_per_second": speed, "epoch": epoch} | self._norms(metrics, norms))
+            values |= {"tokens_per_second": speed, "epoch": epoch} | self._norms(metrics, norms)
+            run.events.add(step, {name: value for name, value in values.items() if name != "step"})
             shown = {"loss": f"{loss:.3f}", "perplexity": f"{perplexity:.1f}", "tokens_per_s": f"{speed:,.0f}"}
             self.bar.set_postfix(shown | self._next_due(step, speed))
 
