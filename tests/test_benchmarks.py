@@ -169,6 +169,7 @@ def test_benchmarks_run(tmp_path, text, module):
     assert "| --- |" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_recipes_are_such_as_training_takes(name):
     command = ["small", "--workdir", "run", "--train.steps", "2000", *recipes.options_of(name, 2000)]
