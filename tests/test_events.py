@@ -71,9 +71,10 @@ def test_nothing_is_written_where_it_is_not_wanted(tmp_path):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A run with an event file, and one without."""
-    folder = write_project(tmp_path_factory.mktemp("project"))
-    train.main([str(folder / "mine.py"), "--workdir", str(folder / "run"), "--train.tensorboard"])
+    """A run with an event file, by Adam."""
+    options = {"optimizer": "adam", "learning_rate": 0.01, "schedule": "linear", "decay_steps": 8, "tensorboard": True}
+    folder = write_project(tmp_path_factory.mktemp("project"), **options)
+    train.main([str(folder / "mine.py"), "--workdir", str(folder / "run")])
     return folder
 
 
@@ -83,8 +84,17 @@ def without_speed(found):
 
 def test_a_run_in_tensorboard(project):
     """All that metrics.jsonl has, norms that add up, and every word's loss."""
+    rates = [line["learning_rate"] for line in metrics(project / "run") if "loss" in line]
+    assert np.allclose(rates, 0.01 * (1 - np.arange(6) / 8))
     found = points(project / "run")
-    for name in ("loss", "perplexity", "gradient_norm", "heldout_perplexity", "heldout_perplexity_backward"):
+    for name in (
+        "loss",
+        "perplexity",
+        "gradient_norm",
+        "learning_rate",
+        "heldout_perplexity",
+        "heldout_perplexity_backward",
+    ):
         expected = [(line["step"], line[name]) for line in metrics(project / "run") if name in line]
         assert [step for step, _ in found[name]] == [step for step, _ in expected]
         assert np.allclose([value for _, value in found[name]], [value for _, value in expected], rtol=1e-6)
@@ -103,7 +113,7 @@ def test_a_run_in_tensorboard(project):
 
 def test_going_on_the_points_are_those_of_one_run(project, tmp_path, monkeypatch):
     """Killed after step 5, when the newest checkpoint is that of step 4."""
-    command = [str(project / "mine.py"), "--workdir", str(tmp_path), "--train.tensorboard"]
+    command = [str(project / "mine.py"), "--workdir", str(tmp_path)]
     add = pretraining.Reports.add
 
     def killed(reports, stand, metrics):
@@ -118,12 +128,15 @@ def test_going_on_the_points_are_those_of_one_run(project, tmp_path, monkeypatch
     assert max(step for step, _ in points(tmp_path)["loss"]) == 5
     train.main(command)
     assert without_speed(points(tmp_path)) == without_speed(points(project / "run"))
+    assert metrics(tmp_path) == metrics(project / "run")
+    for name in ("weights.hdf5", "softmax.hdf5"):
+        assert same_file(tmp_path / "model" / name, project / "run" / "model" / name)
 
 
 @pytest.mark.slow
 def test_the_event_file_changes_nothing(project, tmp_path):
     """The same numbers with it and without; without it there is none, and what was undone is dropped all the same."""
-    train.main([str(project / "mine.py"), "--workdir", str(tmp_path)])
+    train.main([str(project / "mine.py"), "--workdir", str(tmp_path), "--train.no_tensorboard"])
     assert not (tmp_path / "tensorboard").exists()
     assert metrics(tmp_path) == metrics(project / "run")
     assert same_file(tmp_path / "model" / "weights.hdf5", project / "run" / "model" / "weights.hdf5")

@@ -1,6 +1,8 @@
-"""The optimisers against Optax on whole arrays, their learning rates, and runs that go on with them."""
+"""The optimisers against Optax on whole arrays, their learning rates, and runs that go on with them.
 
-import json
+(That a run with Adam goes on bit for bit is tested in test_events.py, too.)
+"""
+
 import math
 import subprocess
 import typing
@@ -10,16 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import SMALL, TOLERANCE, fails, metrics, place_on, relative_error, same_file, to_host, write_project
+from conftest import SMALL, TOLERANCE, metrics, place_on, relative_error, same_file, to_host, write_project
+from etils import epath
 from test_processes import distributed, finish, numbers, start
 from test_training import ROWS, VOCABULARY, config, dense_run
 from test_training import train as train_steps
 
 import train
 from elmo_jax import optimizers, parallel, pretraining, softmax_table, training
-from elmo_jax.config import Config, OptimizerName, TrainConfig, check
+from elmo_jax.config import Config, OptimizerName, TrainConfig, check, from_json, to_json
 from elmo_jax.errors import InputError
 from elmo_jax.optimizers import learning_rate, optimizer_of
+from elmo_jax.workdir import Begun, Workdir
 
 SIZE = len(VOCABULARY)
 # The settings of runs in version 0.2.0.
@@ -210,10 +214,8 @@ def project(tmp_path_factory):
     return write_project(tmp_path_factory.mktemp("project"))
 
 
-slow_after_first = [name if name == "adam" else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
-
-
-@pytest.mark.parametrize("name", slow_after_first)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
 def test_a_run_goes_on_bit_for_bit(project, tmp_path, monkeypatch, name):
     """Killed after step 5, it goes on from the checkpoint of step 4: the numbers of a run that was not."""
     run = lambda folder: train.main(
@@ -254,14 +256,17 @@ def test_a_run_goes_on_on_another_number_of_devices(project, tmp_path, name):
             assert relative_error(found, expected) < 10 * TOLERANCE
 
 
-def test_another_optimizer_is_another_run(project, tmp_path, capsys):
-    command = [str(project / "mine.py"), "--workdir", str(tmp_path), "--train.steps", "1"]
-    train.main(command)
-    options = ["--train.optimizer", "sgd"]
-    fails(train.main, [*command, *options], "train.optimizer is sgd, was adagrad", capsys)
-    values = json.loads((tmp_path / "config.json").read_text())
-    for name in set(values["train"]) - OLD_FIELDS:  # as runs have it that older versions began
-        del values["train"][name]
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    train.main([*command[:-1], "2"])
-    assert json.loads((tmp_path / "config.json").read_text())["train"]["optimizer"] == "adagrad"
+def test_another_optimizer_is_another_run():
+    """A run goes on with the optimiser that it began with; those of older versions have Adagrad."""
+    workdir, before = Workdir(epath.Path("run")), config()
+    begun = Begun(before, 8, {}, None)
+    assert workdir.rows(begun, config(patience=3, tensorboard=True, accumulate=2, batch_size=4), 1) == 8
+    with pytest.raises(InputError, match=r"train.optimizer is sgd, was adagrad"):
+        workdir.rows(begun, config(optimizer="sgd"), 1)
+    with pytest.raises(InputError, match=r"train.accumulate is 3 on 1 devices, was 8 rows in all"):
+        workdir.rows(begun, config(accumulate=3), 1)
+    with pytest.raises(InputError, match=r"cannot be divided by 8 devices and 2 parts of each"):
+        workdir.rows(Begun(config(accumulate=2), 8, {}, None), config(accumulate=2), 8)
+    values = to_json(before)
+    values["train"] = {name: value for name, value in values["train"].items() if name in OLD_FIELDS}
+    assert from_json(values) == before
