@@ -60,7 +60,7 @@ class Events:
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.record_writer import masked_crc32c
 
-        if not self.file.exists() and not self._waiting:
+        if not self._waiting and not self.file.exists():
             self._waiting.append(_record(Event(wall_time=time.time(), file_version="brain.Event:2"), masked_crc32c))
         self._waiting.append(_record(Event(wall_time=time.time(), step=step, summary=summary), masked_crc32c))
         if not is_remote(self.file):

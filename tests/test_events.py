@@ -69,6 +69,19 @@ def test_nothing_is_written_where_it_is_not_wanted(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_object_stores_are_written_when_a_checkpoint_is(tmp_path, monkeypatch):
+    """They cannot append."""
+    monkeypatch.setattr(events, "is_remote", lambda path: True)
+    path = tmp_path / "tensorboard" / NAME
+    path.parent.mkdir()
+    file = Events(epath.Path(tmp_path), True)
+    for step in (1, 2):
+        file.add(step, {"loss": 0.5 * step})
+        assert path.exists() == (step > 1)
+        file.flush()
+    assert points(tmp_path) == {"loss": [(1, 0.5), (2, 1.0)]}
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A run with an event file, by Adam."""
