@@ -80,6 +80,7 @@ def definitions(options: Iterable[Option]) -> list[nodes.Node]:
             continue
         if not made or not isinstance(made[-1], nodes.definition_list):
             made.append(nodes.definition_list())
+        form = re.sub(r"\{None\}\||(?<=\{)None,", "", form)
         about = re.sub(r" ?\(default: (None)?\)$", "", about)
         about = re.sub(r" ?\(default: (.*)\)$", r" Default: `\1`.", about)
         about = about.replace(" (required)", " Required.")
