@@ -142,6 +142,9 @@ class TrainConfig:
     """Global norm to which the gradient (of the loss times the window) is clipped."""
     dropout: float = 0.1
     """Dropout on every LSTM layer's input and before the softmax."""
+    recurrent_dropout: float = 0.0
+    """Dropout on every LSTM's outputs, also as it reads them again, the same for all positions of a window, as in
+    AllenNLP's LSTMs and ELMoForManyLangs' training; bilm-tf has none."""
     softmax: Literal["sampled", "full"] = "sampled"
     """Training loss: sampled softmax over random negatives, or over the whole vocabulary, divided among the devices."""
     negatives: int = 8192
@@ -202,7 +205,7 @@ BOUNDS = {
     "train.epochs": (SMALLEST, LARGEST),
     "train.learning_rate": (SMALLEST, 1e38),
     "train.clip_norm": (SMALLEST, math.inf),
-    "train.dropout": (0, math.nextafter(1, 0)),
+    **dict.fromkeys(("train.dropout", "train.recurrent_dropout"), (0, math.nextafter(1, 0))),
     "train.seed": (0, 2**32 - 1),
 }
 MOST_FILTERS, MOST_PARAMETERS = 100, 10**11

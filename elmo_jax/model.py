@@ -99,17 +99,19 @@ def read_window(
     *,
     precision: Precision = "float32",
     dropout: Callable[[int, jax.Array], jax.Array] | None = None,
+    recurrent_mask: Callable[[int], jax.Array] | None = None,
 ) -> tuple[list[list[jax.Array]], State]:
     """Reads a window (Peters et al. 2018, section 3.1): vectors [U, P] → activations [T, B, P], LSTM state.
 
     Activations are, of each direction, the word vectors, then each layer's output. parameters may be `prepared_layers`;
     lstm_state [B, ..] is where the rows stand; start_state (no row axis) what it becomes at resets. dropout (number of
-    the place, x [T, B, P]) → x is called on every LSTM layer's input.
+    the place, x [T, B, P]) → x is called on every LSTM layer's input; recurrent_mask (number of the place) → [B, P]
+    gives what all outputs of a layer of a direction are multiplied by.
     """
     reset = None if reading.reset is None else reading.reset.T
 
-    def read(weights, inputs, before, begin):
-        return lstm(weights, inputs, before, model, precision, reset, begin, reading.used)
+    def read(weights, inputs, before, begin, mask):
+        return lstm(weights, inputs, before, model, precision, reset, begin, reading.used, mask)
 
     of_words = jnp.asarray(vectors)[jnp.stack([reading.forward.T, reading.backward.T])]  # [2, T, B, P]
     activations = [[of_words[direction]] for direction in range(len(DIRECTIONS))]
@@ -121,7 +123,10 @@ def read_window(
         weights = parameters[layer] if layer in parameters else paired(*of_layer(parameters, layer))
         before = paired(*(of_one[layer] for of_one in lstm_state))
         begin = paired(*((None, None) if start_state is None else (of_one[layer] for of_one in start_state)))
-        outputs, after = over_directions(read, weights, paired(*inputs), before, begin)
+        masks = (None, None)
+        if recurrent_mask is not None:
+            masks = (recurrent_mask(direction * model.layers + layer) for direction in range(len(DIRECTIONS)))
+        outputs, after = over_directions(read, weights, paired(*inputs), before, begin, paired(*masks))
         for direction in range(len(DIRECTIONS)):
             output = outputs[direction]
             if model.skip_connections and layer > 0:

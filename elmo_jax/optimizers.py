@@ -164,8 +164,10 @@ def _adafactor_array(decay, rate, value, kept, gradient, mean=_mean, axes=None):
 
 
 def _adafactor(train, step, rate, parameters, accumulators, gradients):
-    """Shazeer and Stern 2018, as Optax has it: factored squares, changes clipped to a root mean square of 1 in each
-    array, steps relative to the root mean square of its values. Means over the table are of all devices' words.
+    """Shazeer and Stern 2018, as Optax has it.
+
+    Factored squares, changes clipped to a root mean square of 1 in each array, steps relative to the root mean square
+    of its values. Means over the table are of all devices' words.
     """
     update = functools.partial(_adafactor_array, 1 - (step.astype(jnp.float32) + 1) ** -0.8, rate)
     table, gradient = parameters["softmax"], gradients["softmax"]

@@ -102,6 +102,17 @@ def dropout_by_row(key: jax.Array, row_ids: jax.Array, rate: float):
     return dropout
 
 
+def recurrent_masks_by_row(key: jax.Array, row_ids: jax.Array, rate: float, size: int):
+    """Dropout of an LSTM's outputs, as it reads them again: (place) → mask [B, size], one for a whole window."""
+
+    def mask(place: int) -> jax.Array:
+        keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, place), row))(row_ids)
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, (size,)))(keys)
+        return jnp.where(keep, 1 / (1 - rate), 0.0)
+
+    return mask
+
+
 class LossInputs(NamedTuple):
     """What the loss depends on beside the parameters.
 
@@ -146,6 +157,10 @@ def loss(config: Config, parameters: dict[str, Any], inputs: LossInputs) -> tupl
     dropout = dropout_by_row(key, inputs.row_ids, train.dropout) if train.dropout else None
     vectors = word_vectors(model, bilm["words"], batch.words, batch.count, train.precision)
     reading, options = Reading(batch.forward, batch.backward), {"precision": train.precision, "dropout": dropout}
+    if train.recurrent_dropout:
+        own_key = jax.random.fold_in(key, 2 * model.layers + 2)  # the numbers before are places of `dropout`
+        rate, size = train.recurrent_dropout, model.projection_dim
+        options["recurrent_mask"] = recurrent_masks_by_row(own_key, inputs.row_ids, rate, size)
     activations, lstm_state = read_window(model, bilm, vectors, reading, inputs.lstm_state, **options)
     hidden = [layers[-1] for layers in activations]  # [T, b, P]
     if dropout is not None:
@@ -195,9 +210,9 @@ def accumulated_gradients(config: Config, parameters: dict[str, Any], inputs: Lo
 
     def add(totals, microbatch):
         batch, (lstm_state, row_ids), (targets, of_words, rows) = microbatch
-        drawn = None if words is None else SampledWords(of_words[0], words.negatives, of_words[1], words[3])
+        own_words = None if words is None else words._replace(targets=of_words[0], target_log_counts=of_words[1])
         softmax = table if rows is None else table | {"targets": rows}
-        given = LossInputs(inputs.step, lstm_state, batch, row_ids, targets, drawn)
+        given = LossInputs(inputs.step, lstm_state, batch, row_ids, targets, own_words)
         gradients, (losses, lstm_state) = own_gradients(config, parameters | {"softmax": softmax}, given)
         own = gradients["softmax"].pop("targets", None)
         return jax.tree.map(jnp.add, totals, (gradients, losses)), (lstm_state, own)

@@ -71,7 +71,9 @@ def train(config, devices, steps):
 
 
 @pytest.mark.parametrize(
-    ("options", "others"), [({"dropout": 0.3}, (2, 4)), ({"softmax": "full"}, (4,))], ids=["sampled, dropout", "full"]
+    ("options", "others"),
+    [({"dropout": 0.3, "recurrent_dropout": 0.2}, (2, 4)), ({"softmax": "full"}, (4,))],
+    ids=["sampled, dropout", "full"],
 )
 def test_number_of_devices_does_not_matter(options, others):
     losses, state, lstm_state = train(config(**options), 1, 4)
@@ -196,6 +198,17 @@ def test_dropout_by_row():
     own = training.dropout_by_row(key, row_ids[4:], 0.3)(2, x[:, 4:])
     assert (own == dropped[:, 4:]).all()
     assert (training.dropout_by_row(key, row_ids, 0.3)(3, x) != dropped).any()
+
+
+def test_recurrent_dropout():
+    key, row_ids = jax.random.key(0), jnp.arange(60)
+    mask = training.recurrent_masks_by_row(key, row_ids, 0.3, 70)(2)
+    kept = np.asarray(mask) != 0
+    assert abs(kept.mean() - 0.7) < 0.03  # 4,200 draws: standard error 0.007
+    assert relative_error(mask[kept], np.full(kept.sum(), 1 / 0.7)) < 1e-6
+    assert (kept[0] != kept[1]).any()
+    assert (training.recurrent_masks_by_row(key, row_ids[40:], 0.3, 70)(2) == mask[40:]).all()
+    assert (training.recurrent_masks_by_row(key, row_ids, 0.3, 70)(3) != mask).any()
 
 
 @pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF], ids=hex)
