@@ -38,6 +38,7 @@ fuzz: .venv/installed
 
 # Runs the notebooks with the demo's model and keeps what they show.
 notebook: .venv/installed
+	$(BIN)/pip install --quiet torch==2.13.0
 	test -d runs/demo/model || $(MAKE) demo
 	$(BIN)/python -m notebooks.execute
 

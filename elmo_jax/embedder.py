@@ -54,7 +54,8 @@ class ElmoEmbedder(nn.Module):
     vocabulary_size             of a model that looks words up
 
     The state at the beginning of a sentence, "warm" or "zero", is always in the collection "elmo": a constant of the
-    loaded model, also while its parameters are trained.
+    loaded model, also while its parameters are trained. On a mesh, whose axes must be of type Auto, divide rows and
+    share words: Encoded(P(), P(), P("rows"), P("rows"), P("rows")); under pmap in_axes=Encoded(None, None, 0, 0, 0).
     """
 
     model: ModelConfig

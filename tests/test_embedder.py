@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+import subprocess
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import elmo_jax
+from benchmarks.systems import python_of
 from elmo_jax import ElmoEmbedder, Encoded, InputError, ScalarMix, layer_rates, parameter_groups
 from elmo_jax.batches import read_sentences, with_boundaries
 from elmo_jax.model import parameter_shapes, word_vectors
@@ -201,6 +203,40 @@ def test_fine_tuned_parameters_are_exported(elmo, tmp_path):
             np.testing.assert_allclose(row[valid], vectors, atol=2e-6)
     assert np.abs(elmo.embed(SENTENCES[:1])[0] - learned.embed(SENTENCES[:1])[0]).max() > 1e-3
     assert "not saved" in repr(learned)
+
+
+ALLENNLP = """
+import sys
+import numpy as np
+from allennlp.modules.elmo import Elmo, batch_to_ids
+folder, *sentences = sys.argv[1:]
+elmo = Elmo(folder + "/options.json", folder + "/weights.hdf5", 1).eval()
+found = elmo(batch_to_ids([sentence.split() for sentence in sentences]))["elmo_representations"][0]
+np.save(folder + "/found.npy", found.detach().numpy())
+"""
+
+
+@pytest.mark.slow
+def test_allennlp_reads_what_was_fine_tuned(archive, tmp_path):
+    """Its environment is that of the benchmarks, `make peers`."""
+    python = python_of("allennlp")
+    if not python.exists():
+        pytest.skip(f"no {python}; `make peers` installs AllenNLP")
+    elmo, sentences = archive
+    tagger, encoded = Tagger(ElmoEmbedder.of(elmo, frozen=False)), elmo.encode(sentences)
+    variables = tagger.init(KEY, encoded, True)
+    params, fixed = variables["params"], {"elmo": variables["elmo"]}
+    _, gradients = step_of(tagger)(params, fixed, encoded, KEY)
+    params = jax.tree.map(lambda array, gradient: array - 0.1 * gradient, params, gradients)
+    tagger.embedder.to_elmo(params["embedder"]).save(tmp_path)
+    command = [python, "-W", "ignore", "-c", ALLENNLP, tmp_path, *map(" ".join, sentences)]
+    subprocess.run(command, check=True, capture_output=True)
+    learned, found = elmo_jax.load(tmp_path), np.load(tmp_path / "found.npy")
+    for sentence, own, before, theirs in zip(
+        sentences, learned.embed(sentences, state="zero"), elmo.embed(sentences, state="zero"), found, strict=True
+    ):
+        assert relative_error(theirs[: len(sentence)], own) < 1e-5
+        assert np.abs(own - before).max() > 1e-4
 
 
 def test_a_frozen_model_keeps_its_parameters_and_has_the_mixes(elmo):

@@ -32,23 +32,43 @@ def test_outputs_belong_to_the_sources(path):
     assert not re.search(r"/home|/root|/work|/tmp|\d{4}-\d\d-\d\d|\d:\d\d|\d ?m?s\b", " ".join(execute.texts(notebook)))
 
 
+def needs(path: Path) -> None:
+    """PyTorch's notebook is for where it is installed."""
+    if path.stem == "pytorch":
+        pytest.importorskip("torch")
+
+
 @pytest.mark.slow
-def test_it_runs_with_any_model(tmp_path):
-    """All cells print the same for other weights, but for the last, which judges them; a second call compiles none."""
-    (path,) = COMMITTED
+@pytest.mark.parametrize("name", ["embedding", "chunking", "pytorch"])
+def test_it_runs_with_any_model(tmp_path, name):
+    """All cells print the same for other weights, but for the last, which judges them."""
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    needs(path)
     before, now = run_again(path, write_random_model(tmp_path, load_config("tiny").model))
     assert now[:-1] == before[:-1]
-    assert re.fullmatch(r"(?s).*tokens, [1-9]\d* programs compiled\n.*tokens, 0 programs compiled\n", now[-2])
-    assert re.fullmatch(r"\d+ of 10 right\n", now[-1])
+    assert re.sub(r"\d+", "N", now[-1]) == re.sub(r"\d+", "N", before[-1])
+    if name == "embedding":  # a second call compiles none
+        assert re.fullmatch(r"(?s).*tokens, [1-9]\d* programs compiled\n.*tokens, 0 programs compiled\n", now[-2])
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    """The run of the demo's model."""
+    model = ROOT / "runs" / "demo"
+    if not (model / "model").exists():
+        model = tmp_path_factory.mktemp("runs") / "demo"
+        command = [sys.executable, "train.py", "tiny", "--workdir", model]
+        subprocess.run(command, cwd=ROOT, check=True, env=script_environment())
+    return model
 
 
 @pytest.mark.slow
-def test_it_is_fresh(tmp_path):
-    """With the demo's model it prints what is committed."""
-    model = ROOT / "runs" / "demo"
-    if not (model / "model").exists():
-        model = tmp_path / "demo"
-        command = [sys.executable, "train.py", "tiny", "--workdir", model]
-        subprocess.run(command, cwd=ROOT, check=True, env=script_environment())
-    before, now = run_again(COMMITTED[0], model)
-    assert now == before
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_it_is_fresh(path, demo):
+    """With the demo's model it prints what is committed; numbers that were learned may differ a little by machine."""
+    needs(path)
+    before, now = ("\n".join(printed) for printed in run_again(path, demo))
+    number = r"\d+(?:\.\d+)?"
+    assert re.sub(number, "N", now) == re.sub(number, "N", before)
+    values = [[float(value) for value in re.findall(number, printed)] for printed in (now, before)]
+    assert values[0] == pytest.approx(values[1], rel=0.05)
