@@ -110,10 +110,10 @@ class PublishedModels(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         rows = [
-            (f"`{name}`", "?" if model.size is None else f"{model.size / 1e6:,.0f} MB", model.licence, model.what)
+            (f"`{name}`", model.what, "?" if model.size is None else f"{model.size / 1e6:,.0f} MB", model.licence)
             for name, model in MODELS.items()
         ]
-        return [table(("name", "size", "licence", "what it is"), rows)]
+        return [table(("name", "what it is", "size", "licence"), rows)]
 
 
 def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> nodes.table:
@@ -132,6 +132,18 @@ class Drawing(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         return [nodes.raw("", DRAWINGS[self.arguments[0]](), format="html")]
+
+
+def plain_signature(
+    app: Sphinx, what: str, name: str, obj: object, options: object, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Arrays of NumPy by their numbers alone; Flax modules without the fields that Flax adds."""
+
+    def plain(text: str | None) -> str | None:
+        text = text and re.sub(r"~?(numpy\.)?ndarray\[.*?dtype\[(~?[\w.]+)(\[.*?\])?\]\]", r"ndarray[\2]", text)
+        return text and re.sub(r"(, )?parent: [^=]*= <[^>]*>, name: [^=]*= None", "", text)
+
+    return plain(signature), plain(returns)
 
 
 def plain_docstring(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
@@ -166,5 +178,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("options", Options)
     app.add_directive("published-models", PublishedModels)
     app.add_directive("drawing", Drawing)
+    app.connect("autodoc-process-signature", plain_signature)
     app.connect("autodoc-process-docstring", plain_docstring)
     return {"parallel_read_safe": True}

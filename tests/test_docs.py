@@ -41,7 +41,7 @@ class Block(NamedTuple):
 
 
 def blocks(page: str) -> list[Block]:
-    """The blocks that are run, and those that are not, in their order; "*" in what is printed stands for anything."""
+    """The blocks that are run, and those that are not, in their order; "…" in what is printed stands for anything."""
     found: list[Block] = []
     for comment, language, code in BLOCK.findall((DOCS / f"{page}.md").read_text()):
         if language == "text":
@@ -132,7 +132,7 @@ def test_every_block_runs(page, folder):
         assert exit_code == (2 if fails else 0), (block, printed, failure[-3000:])
         if block.printed is not None:
             shown = failure.strip().splitlines()[-1] if fails else printed.strip()
-            assert re.fullmatch(re.escape(block.printed.strip()).replace(r"\*", ".*"), shown), (block, shown)
+            assert re.fullmatch(re.escape(block.printed.strip()).replace("…", ".*"), shown), (block, shown)
 
 
 def test_blocks_that_are_not_run_say_what_they_lack():
