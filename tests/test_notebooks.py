@@ -1,5 +1,6 @@
 """The notebooks run from top to bottom, and are committed with what that gives."""
 
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +18,8 @@ COMMITTED = sorted((ROOT / "notebooks").glob("*.ipynb"))
 def run_again(path: Path, model: Path) -> tuple[list[str], list[str]]:
     """What the cells printed when the notebook was committed, and what they print now."""
     before, notebook = execute.read(path), execute.read(path)
-    environment = script_environment() | {"ELMO_MODEL": str(model), "PYTHONPATH": str(ROOT)}
+    path_of_modules = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = script_environment() | {"ELMO_MODEL": str(model), "PYTHONPATH": path_of_modules}
     return execute.texts(before), execute.texts(execute.executed(notebook, environment))
 
 
