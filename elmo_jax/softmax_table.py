@@ -71,9 +71,8 @@ def in_places(array: np.ndarray, rows: int, fill: float, places: range | None = 
 def place(softmax: dict[str, Any], rows: int, fill: dict[str, float] = NO_WORD) -> dict[str, jax.Array]:
     """Arrays [V, ..] that all processes have → [devices, v, ..], each device's part on that device."""
     own = parallel.own_rows(table_size(len(softmax["bias"]), rows))
-    return {
-        name: parallel.shard(in_places(np.asarray(array), rows, fill[name], own)) for name, array in softmax.items()
-    }
+    placed = lambda name, array: parallel.shard(in_places(np.asarray(array), rows, fill[name], own), given=True)
+    return {name: placed(name, array) for name, array in softmax.items()}
 
 
 def to_host(table: dict[str, jax.Array], vocabulary_size: int, rows: int) -> dict[str, np.ndarray]:

@@ -71,8 +71,9 @@ class Metrics(NamedTuple):
 
 
 def init_state(parameters: dict[str, Any]) -> TrainState:
-    """The state before the first step; Adagrad's accumulators start at 1 (bilm-tf)."""
-    return TrainState(jnp.zeros((), jnp.int32), parameters, jax.tree.map(jnp.ones_like, parameters))
+    """The state before the first step; Adagrad's accumulators start at 1 (bilm-tf), without memory until `place`."""
+    ones = jax.tree.map(lambda array: np.broadcast_to(np.float32(1), array.shape), parameters)
+    return TrainState(jnp.zeros((), jnp.int32), parameters, ones)
 
 
 def draw_negatives(config: Config, vocabulary_size: int, step: int) -> Negatives:
