@@ -12,6 +12,7 @@ The flat format is a folder of arrays (`arrays.py`), which other programs map in
 """
 
 import bisect
+import itertools
 import json
 import os
 from abc import ABC, abstractmethod
@@ -26,7 +27,7 @@ from elmo_jax.arrays import DESCRIPTION, FORMAT
 from elmo_jax.dump import INDEX, read_index
 from elmo_jax.errors import InputError, brief, needing
 from elmo_jax.hdf5 import errors_of, floating_dataset, open_hdf5, read_array
-from elmo_jax.parquet_pages import check_metadata, check_pages
+from elmo_jax.parquet_checks import check_pages, read_row_groups
 
 # Readers of a folder of Parquet files leave out names that begin so.
 MANIFEST = "_manifest.json"
@@ -241,16 +242,15 @@ class Parquet(Embeddings):
             self._file = parquet.ParquetFile(path)
             made = (self._file.schema_arrow.metadata or {}).get(MADE_OF.encode(), b"null")
             self.made = Made(json.loads(made))
-            groups = self._file.metadata
-            check_metadata(groups, path)
-            sizes = [groups.row_group(number).num_rows for number in range(groups.num_row_groups)]
+            with path.open("rb") as raw:
+                self._groups = read_row_groups(raw, path)
             if self._file.schema_arrow.names != ["tokens", "vectors"]:
                 raise InputError(f"{path}: its columns are not tokens and vectors")
         except InputError:
             raise
         except Exception as error:  # Arrow's errors have many types
             raise InputError(f"{path} is not a whole Parquet file of vectors ({brief(error)})") from None
-        self._ends = np.cumsum(sizes, dtype=np.int64).tolist()
+        self._ends = [*itertools.accumulate(group.rows for group in self._groups)]
         self._group: tuple[int, Any] = (-1, None)
 
     def close(self) -> None:
@@ -265,7 +265,7 @@ class Parquet(Embeddings):
         if self._group[0] != group:
             try:
                 with self.path.open("rb") as raw:
-                    check_pages(raw, self._file.metadata.row_group(group), self.path)
+                    check_pages(raw, self._groups[group], self.path)
                 self._group = group, self._file.read_row_group(group)
             except InputError:
                 raise

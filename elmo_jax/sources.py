@@ -27,7 +27,7 @@ from elmo_jax.arrays import Unwritable
 from elmo_jax.config import TextFormat
 from elmo_jax.errors import InputError, brief, listed, needing
 from elmo_jax.files import as_path, is_remote, matching
-from elmo_jax.parquet_pages import check_metadata, check_pages
+from elmo_jax.parquet_checks import check_pages, read_row_groups
 from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE
 
 TFDS, STANDARD_INPUT = "tfds:", "-"
@@ -329,8 +329,8 @@ class Table:
         self.name = os.fspath(path) if is_remote(path) else os.path.abspath(path)
         self.key = [self.name, "parquet", self.column]
         self.damaged = (pa.ArrowException, OSError, ValueError)
-        with self.opened() as (file, _):
-            schema, self.size = file.schema_arrow, file.metadata.num_rows
+        with self.opened() as (file, raw):
+            schema, self.size = file.schema_arrow, sum(group.rows for group in read_row_groups(raw, path))
         if self.column not in schema.names:
             raise InputError(
                 f"{option}: {path} has no column {brief(self.column)}, but {brief(listed(schema.names, ', '))}; "
@@ -372,9 +372,8 @@ class Table:
     def lines(self, offset: int) -> Iterator[tuple[Iterable[Any], Callable[[int], int]]]:
         """The column's values from a row on: lists of str, or str."""
         with self.opened() as (file, raw):
-            check_metadata(file.metadata, self.path)
-            groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
-            sizes = [group.num_rows for group in groups]
+            groups = read_row_groups(raw, self.path)
+            sizes = [group.rows for group in groups]
             first = next((n for n, end in enumerate(itertools.accumulate(sizes)) if end > offset), len(sizes))
 
             def read() -> Iterator[Any]:

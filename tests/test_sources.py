@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 from conftest import fails, same_file
 
-from elmo_jax import commands, corpus, parquet_pages, sources
+from elmo_jax import commands, corpus, parquet_checks, sources
 from elmo_jax.config import DataConfig
 from elmo_jax.corpus import Corpus, cached, read_corpora, sentences
 from elmo_jax.errors import InputError
@@ -452,8 +452,8 @@ def test_parquet_that_expands_without_bound_is_refused(tmp_path, monkeypatch):
     write_table(tmp_path / "text.parquet", "tokens", ["a" * 2**20], group=1)  # snappy makes it 20 times smaller
     with pytest.raises(InputError, match="is longer than 0 MiB"):
         list(read_input([f"{tmp_path}/text.parquet"]))
-    monkeypatch.setattr(parquet_pages, "FREE", 2**16)
-    monkeypatch.setattr(parquet_pages, "MOST_EXPANDED", 10)
+    monkeypatch.setattr(parquet_checks, "FREE", 2**16)
+    monkeypatch.setattr(parquet_checks, "MOST_EXPANDED", 10)
     with pytest.raises(InputError, match=r"would take \d+,\d+ bytes of memory or more for \d+,\d+ in the file; write"):
         list(read_input([f"{tmp_path}/text.parquet"]))
 
