@@ -15,6 +15,7 @@ import bisect
 import itertools
 import json
 import os
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from elmo_jax.parquet_checks import check_pages, read_row_groups
 # Readers of a folder of Parquet files leave out names that begin so.
 MANIFEST = "_manifest.json"
 HDF5_SUFFIXES, PARQUET_SUFFIX = (".hdf5", ".h5"), ".parquet"
+BEGINNINGS = b"\x89HDF\r\n\x1a\n", b"PAR1"  # of HDF5 and of Parquet
 VECTOR_TYPES = {"float16": np.float16, "float32": np.float32}
 OFFSETS = {"offsets": np.int64, "text": np.uint8, "text_offsets": np.int64, "blocks": np.int64}
 # The metadata of a Parquet file and the attribute of an HDF5 file that say of what it was made.
@@ -41,8 +43,9 @@ MADE_OF = "elmo_jax"
 class Embeddings(ABC):
     """Vectors of sentences, read when they are asked for.
 
-    `embeddings[i]` are the vectors of sentence i, as they were written: [T_i, 2P], [L + 1, T_i, 2P] with all layers,
-    without T_i when they are of sentences. Iterating gives them in order. A `with` statement closes the files.
+    `len(embeddings)` is their number, `embeddings[i]` are the vectors of sentence i, as they were written: [T_i, 2P],
+    [L + 1, T_i, 2P] with all layers, without T_i when they are of sentences. Iterating gives them in order. A `with`
+    statement closes the files.
     """
 
     def __getitem__(self, number: int) -> np.ndarray:
@@ -55,6 +58,9 @@ class Embeddings(ABC):
     def __iter__(self) -> Iterator[np.ndarray]:
         return map(self._read, range(len(self)))
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self):,} sentences, {os.fspath(self.path)!r})"
+
     def __enter__(self) -> "Embeddings":
         return self
 
@@ -66,10 +72,12 @@ class Embeddings(ABC):
         return
 
     def _checked(self, number: int) -> int:
-        place = range(len(self))[number]  # an IndexError, where there is none
-        if not isinstance(place, int):
+        if isinstance(number, slice):
             raise TypeError("embeddings are read one sentence at a time: embeddings[3], not embeddings[3:5]")
-        return place
+        try:
+            return range(len(self))[number]
+        except IndexError:
+            raise IndexError(f"there is no sentence {number} among {len(self):,}, the first of which is 0") from None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -97,10 +105,9 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
         raise InputError(f"there is no file or folder {path}")
     with path.open("rb") as file:
         begin = file.read(8)
-    if begin.startswith(b"PAR1"):
-        return Parquet(path)
-    if begin == b"\x89HDF\r\n\x1a\n":
-        return HDF5(path)
+    for magic, kind in zip(BEGINNINGS, (HDF5, Parquet), strict=True):
+        if begin.startswith(magic):
+            return kind(path)
     raise InputError(f"{path} is neither HDF5 nor Parquet; give what embed wrote")
 
 
@@ -202,8 +209,9 @@ class HDF5(Embeddings):
 
     def __init__(self, path: Path):
         self.path = path
-        self._opened = open_hdf5(path)
-        self._file: h5py.File = self._opened.__enter__()
+        opened = open_hdf5(path)
+        self._file: h5py.File = opened.__enter__()
+        self._close = weakref.finalize(self, opened.__exit__, None, None, None)  # at the process' end, too
         self._texts: dict[str, str] | None = None
         try:
             with errors_of(path):
@@ -213,7 +221,7 @@ class HDF5(Embeddings):
             raise
 
     def close(self) -> None:
-        self._opened.__exit__(None, None, None)
+        self._close()
 
     def __len__(self) -> int:
         return self._count
