@@ -1,4 +1,4 @@
-"""Embeds few and many sentences into every format: the largest memory of the processes should be the same.
+"""Embeds few and many sentences into every format: once buffers are full, memory should not grow.
 
 python -m benchmarks.output_memory
 """
@@ -22,14 +22,14 @@ from elmo_jax.errors import exit_on_bad_input
 
 def benchmark(
     config: str = "tiny",
-    sentences: tuple[int, int] = (10_000, 1_000_000),
+    sentences: tuple[int, ...] = (10_000, 100_000, 1_000_000),
     output: Path = RESULTS / "output_memory.json",
 ) -> None:
     """Runs `elmo-jax embed` on sentences that all differ, a process for each format and number of them.
 
     Args:
         config: Size of the model, a file in configs/ or a path.
-        sentences: How many, of four tokens each.
+        sentences: How many, of four tokens each; two numbers or more.
         output: JSON file to write.
     """
     rows = []

@@ -111,12 +111,12 @@ def output(result: dict) -> str:
 
 def output_memory(result: dict) -> str:
     """The table of `benchmarks.output_memory`."""
-    few, many = result["sentences"]
-    heads, rows = ["format", f"peak memory, {few:,} sentences", f"{many:,} sentences", "ratio"], []
+    heads = ["format", *(f"{count:,} sentences" for count in result["sentences"]), "last to the one before"]
+    rows = []
     for row in result["formats"]:
-        one, other = row["peak_memory_bytes"]
-        rows.append([row["format"], f"{one / 2**20:,.0f} MiB", f"{other / 2**20:,.0f} MiB", f"{other / one:.3f}"])
-    return markdown(heads, rows) + f"\nConfig {result['config']}. {about(result)}.\n"
+        peaks = row["peak_memory_bytes"]
+        rows.append([row["format"], *(f"{peak / 2**20:,.0f} MiB" for peak in peaks), f"{peaks[-1] / peaks[-2]:.3f}"])
+    return markdown(heads, rows) + f"\nPeak memory of the process. Config {result['config']}. {about(result)}.\n"
 
 
 def precision(result: dict) -> str:

@@ -41,8 +41,8 @@ def needed_memory(candidate: Candidate, model: ModelConfig, train: TrainConfig) 
     """Bytes that a system needs at its peak, no less than what was measured (results/training-*.json).
 
     1.1 GB for libraries and text. The state is parameters and Adagrad's sums in float32, S. A step keeps about twelve
-    numbers for each cell and six for each negative at every position, T. elmo_jax holds the state twice when it
-    begins, and the softmax's table twice more while it is put in places; a quarter of the state and T in a step.
+    numbers for each cell and six for each negative at every position, T. elmo_jax holds the state, the parameters
+    that it began with and the softmax's table again when it begins; a quarter of the state and T more in a step.
     bilm-tf holds twice the state and 2T.
     """
     table = 4 * candidate.vocabulary_size * (model.projection_dim + 1)
@@ -50,7 +50,7 @@ def needed_memory(candidate: Candidate, model: ModelConfig, train: TrainConfig) 
     cells, positions = 2 * model.layers * model.cell_dim, train.batch_size * train.window
     step = 4 * operations.parameters(model) + 4 * positions * (12 * cells + 6 * train.negatives)
     if candidate.name == "elmo_jax":
-        return BASE + max(2 * state + 2 * table, state + state // 4 + step)
+        return BASE + max(state + state // 2 + table, state + state // 4 + step)
     return BASE + 2 * state + 2 * step
 
 

@@ -19,11 +19,11 @@ from elmo_jax.elmo import Layers, StateMode, load
 from elmo_jax.engine import Pool
 from elmo_jax.errors import InputError, exit_on_bad_input, needing
 from elmo_jax.files import as_path, check_output
-from elmo_jax.folders import model_files, read_folder
+from elmo_jax.folders import model_files
 from elmo_jax.mix import Mix
 from elmo_jax.model import start_state
 from elmo_jax.outputs import Compression, Shard, Target, VectorType, Writer
-from elmo_jax.published import MODELS, here, local
+from elmo_jax.published import MODELS, here, local, read_any
 from elmo_jax.published import download as download_model
 from elmo_jax.sources import TextForm, files_of, read_input
 from elmo_jax.streams import LanguageModelStream, prefetch, word_encoder
@@ -144,13 +144,13 @@ def download(name: tyro.conf.Positional[str]) -> None:
 
     The cache is elmo_jax/models in $XDG_CACHE_HOME or ~/.cache. With ELMO_JAX_MODELS=https://MIRROR in the environment
     the files come from there, under the paths that they have where they were published. A download that was cut goes on
-    where it stopped.
+    where it stopped; a model that is there is checked, and downloaded again if it is damaged.
 
     Args:
         name: One of those that `elmo-jax models` lists, or hf://OWNER/NAME[@REVISION] for a repository of the Hugging
             Face Hub, which is kept in the Hub's own cache.
     """
-    print(download_model(name))
+    print(download_model(name, check=True))
 
 
 def vocab(
@@ -299,7 +299,7 @@ def _read_model(model: str | None, *files: str | None) -> ModelFolder:
     """A model with its softmax, from a folder or from its files (options, weights, vocab, softmax)."""
     options, weights, *others = (None if file is None else as_path(file) for file in files)
     if model is not None and not any(files):
-        return read_folder(local(model), with_softmax=True)
+        return read_any(model, with_softmax=True)
     if model is None and options is not None and weights is not None:
         return read_model(options, weights, *others)
     raise InputError("give --model, or --options and --weights with --vocab and --softmax")
@@ -353,7 +353,9 @@ def convert(
         if rows is not None:
             raise InputError("--rows is of a run to go on with; give its --vocab too")
         form = format or ("nlpl" if dest.endswith(".zip") else "hdf5")
-        model = read_folder(local(source), with_softmax=True, options=options)
+        if dest.endswith((".hdf5", ".h5", ".safetensors")):
+            raise InputError(f"{dest} would be a folder, of options.json and weights; give a name for one")
+        model = read_any(source, with_softmax=True, options=options)
         left = write_as(model, as_path(dest), form)
         print(f"wrote {dest}" + (f", which has no place for {' and '.join(left)}" if left else ""))
         return

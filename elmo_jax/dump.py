@@ -73,6 +73,8 @@ def nearest(path: Path, word: str, neighbours: int = 3) -> list[Occurrence]:
 
     The vectors are read once from end to end, so many at a time; of every other word its nearest occurrence counts.
     """
+    if path.is_dir() or (path.is_file() and not h5py.is_hdf5(path)):
+        raise InputError(f"{path} is no HDF5 file; embed the text into an output that ends with .hdf5, and look there")
     with open_hdf5(path) as file:
         # Of equal sentences the last, as other readers take it.
         sentences = [(text, name) for text, name in dict(read_index(file)).items() if text.split()]
@@ -156,7 +158,7 @@ def _vectors(file: h5py.File, text: str, name: str, width: int | None = None) ->
     if dataset.ndim != 2 or len(dataset) != len(text.split()) or not dataset.shape[1]:
         raise InputError(
             f"dataset {brief(name, 80)} is {dataset.shape}, not one vector for each of {len(text.split())} tokens; "
-            "embed without --layers all and --boundaries"
+            "embed without --layers all, --boundaries and --pool"
         )
     if width not in (None, dataset.shape[1]):
         raise InputError(f"dataset {brief(name, 80)} has vectors of {dataset.shape[1]} numbers, others of {width}")

@@ -17,10 +17,9 @@ from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.engine import Engine, Pool, Request, StateMode
 from elmo_jax.errors import InputError
 from elmo_jax.files import as_path, is_remote
-from elmo_jax.folders import read_folder
 from elmo_jax.mix import Mix
 from elmo_jax.parallel import check_process, chosen_devices, device_places, devices_at
-from elmo_jax.published import local
+from elmo_jax.published import local, read_any
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import ModelFolder, checked_parameters, read_model, write_model
 
@@ -59,8 +58,8 @@ def load(
     if model is not None and weights is vocab is None:
         given["model"] = local(model)
     paths = {name: _absolute(name, path) for name, path in given.items() if path is not None}
-    if "model" in paths and paths.keys() <= {"model", "options"}:
-        folder = read_folder(paths["model"], options=paths.get("options"))
+    if model is not None and paths.keys() <= {"model", "options"}:
+        folder = read_any(model, options=paths.get("options"))
     elif paths.keys() - {"vocab"} in ({"model", "weights"}, {"options", "weights"}):
         folder = read_model(paths.get("model") or paths["options"], paths["weights"], paths.get("vocab"))
     else:

@@ -12,8 +12,10 @@ The flat format is a folder of arrays (`arrays.py`), which other programs map in
 """
 
 import bisect
+import itertools
 import json
 import os
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,11 +28,12 @@ from elmo_jax.arrays import DESCRIPTION, FORMAT
 from elmo_jax.dump import INDEX, read_index
 from elmo_jax.errors import InputError, brief, needing
 from elmo_jax.hdf5 import errors_of, floating_dataset, open_hdf5, read_array
-from elmo_jax.parquet_pages import check_metadata, check_pages
+from elmo_jax.parquet_checks import check_pages, read_row_groups
 
 # Readers of a folder of Parquet files leave out names that begin so.
 MANIFEST = "_manifest.json"
 HDF5_SUFFIXES, PARQUET_SUFFIX = (".hdf5", ".h5"), ".parquet"
+BEGINNINGS = b"\x89HDF\r\n\x1a\n", b"PAR1"  # of HDF5 and of Parquet
 VECTOR_TYPES = {"float16": np.float16, "float32": np.float32}
 OFFSETS = {"offsets": np.int64, "text": np.uint8, "text_offsets": np.int64, "blocks": np.int64}
 # The metadata of a Parquet file and the attribute of an HDF5 file that say of what it was made.
@@ -40,8 +43,9 @@ MADE_OF = "elmo_jax"
 class Embeddings(ABC):
     """Vectors of sentences, read when they are asked for.
 
-    `embeddings[i]` are the vectors of sentence i, as they were written: [T_i, 2P], [L + 1, T_i, 2P] with all layers,
-    without T_i when they are of sentences. Iterating gives them in order. A `with` statement closes the files.
+    `len(embeddings)` is their number, `embeddings[i]` are the vectors of sentence i, as they were written: [T_i, 2P],
+    [L + 1, T_i, 2P] with all layers, without T_i when they are of sentences. Iterating gives them in order. A `with`
+    statement closes the files.
     """
 
     def __getitem__(self, number: int) -> np.ndarray:
@@ -54,6 +58,9 @@ class Embeddings(ABC):
     def __iter__(self) -> Iterator[np.ndarray]:
         return map(self._read, range(len(self)))
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self):,} sentences, {os.fspath(self.path)!r})"
+
     def __enter__(self) -> "Embeddings":
         return self
 
@@ -65,10 +72,12 @@ class Embeddings(ABC):
         return
 
     def _checked(self, number: int) -> int:
-        place = range(len(self))[number]  # an IndexError, where there is none
-        if not isinstance(place, int):
+        if isinstance(number, slice):
             raise TypeError("embeddings are read one sentence at a time: embeddings[3], not embeddings[3:5]")
-        return place
+        try:
+            return range(len(self))[number]
+        except IndexError:
+            raise IndexError(f"there is no sentence {number} among {len(self):,}, the first of which is 0") from None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -96,10 +105,9 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
         raise InputError(f"there is no file or folder {path}")
     with path.open("rb") as file:
         begin = file.read(8)
-    if begin.startswith(b"PAR1"):
-        return Parquet(path)
-    if begin == b"\x89HDF\r\n\x1a\n":
-        return HDF5(path)
+    for magic, kind in zip(BEGINNINGS, (HDF5, Parquet), strict=True):
+        if begin.startswith(magic):
+            return kind(path)
     raise InputError(f"{path} is neither HDF5 nor Parquet; give what embed wrote")
 
 
@@ -201,8 +209,9 @@ class HDF5(Embeddings):
 
     def __init__(self, path: Path):
         self.path = path
-        self._opened = open_hdf5(path)
-        self._file: h5py.File = self._opened.__enter__()
+        opened = open_hdf5(path)
+        self._file: h5py.File = opened.__enter__()
+        self._close = weakref.finalize(self, opened.__exit__, None, None, None)  # at the process' end, too
         self._texts: dict[str, str] | None = None
         try:
             with errors_of(path):
@@ -212,7 +221,7 @@ class HDF5(Embeddings):
             raise
 
     def close(self) -> None:
-        self._opened.__exit__(None, None, None)
+        self._close()
 
     def __len__(self) -> int:
         return self._count
@@ -241,16 +250,15 @@ class Parquet(Embeddings):
             self._file = parquet.ParquetFile(path)
             made = (self._file.schema_arrow.metadata or {}).get(MADE_OF.encode(), b"null")
             self.made = Made(json.loads(made))
-            groups = self._file.metadata
-            check_metadata(groups, path)
-            sizes = [groups.row_group(number).num_rows for number in range(groups.num_row_groups)]
+            with path.open("rb") as raw:
+                self._groups = read_row_groups(raw, path)
             if self._file.schema_arrow.names != ["tokens", "vectors"]:
                 raise InputError(f"{path}: its columns are not tokens and vectors")
         except InputError:
             raise
         except Exception as error:  # Arrow's errors have many types
             raise InputError(f"{path} is not a whole Parquet file of vectors ({brief(error)})") from None
-        self._ends = np.cumsum(sizes, dtype=np.int64).tolist()
+        self._ends = [*itertools.accumulate(group.rows for group in self._groups)]
         self._group: tuple[int, Any] = (-1, None)
 
     def close(self) -> None:
@@ -265,7 +273,7 @@ class Parquet(Embeddings):
         if self._group[0] != group:
             try:
                 with self.path.open("rb") as raw:
-                    check_pages(raw, self._file.metadata.row_group(group), self.path)
+                    check_pages(raw, self._groups[group], self.path)
                 self._group = group, self._file.read_row_group(group)
             except InputError:
                 raise

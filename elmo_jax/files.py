@@ -70,6 +70,8 @@ def check_output(path: str | os.PathLike, *inputs: str | os.PathLike | None) -> 
     except OSError as error:
         raise unwritable(path, error) from None
     folder = os.path.dirname(target)
+    while not os.path.lexists(folder):  # it will be made
+        folder = os.path.dirname(folder)
     if not regular:
         raise unwritable(path, "it is a folder, a device, a pipe or a socket")
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
@@ -89,6 +91,7 @@ def writing(path: str | os.PathLike) -> Iterator[Path]:
     partial = Path(folder, f".{target.name[:50]}.{secrets.token_hex(8)}")
     complete = False
     try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
         os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if remote else 0o666))
         yield partial
         complete = True

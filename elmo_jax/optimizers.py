@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -82,12 +83,17 @@ def _each_part(start: Callable, update: Callable) -> dict[str, Callable]:
     return {"start": start_parts, "update": update_parts}
 
 
+def _filled(number: float, values: Any) -> Any:
+    """Arrays like `values` that hold one number, which takes no more memory than it."""
+    return jax.tree.map(lambda array: np.broadcast_to(np.float32(number), array.shape), values)
+
+
 def _zeros(values: Any) -> Any:
-    return jax.tree.map(jnp.zeros_like, values)
+    return _filled(0, values)
 
 
 def _ones(values: Any) -> Any:
-    return jax.tree.map(jnp.ones_like, values)
+    return _filled(1, values)
 
 
 def _adagrad(train, step, rate, values, sums, gradients):
@@ -130,11 +136,11 @@ def _adafactor_start(parameters: dict[str, Any]) -> dict[str, Any]:
 
     def start(value):
         if (axes := _longest_axes(value.shape)) is None:
-            return {"squares": jnp.zeros_like(value)}
+            return {"squares": _zeros(value)}
         return {name: jnp.zeros_like(value.mean(axis)) for name, axis in zip(("columns", "rows"), axes, strict=True)}
 
     bilm = jax.tree.map(start, parameters["bilm"])
-    table = {name: {"squares": jnp.zeros_like(array)} for name, array in parameters["softmax"].items()}
+    table = {name: {"squares": _zeros(array)} for name, array in parameters["softmax"].items()}
     if (size := parameters["softmax"]["weight"].shape[1]) >= FACTORED_FROM:
         bilm |= {"softmax": {"rows": jnp.zeros(size)}}
         table |= {"weight": {"columns": jnp.zeros_like(parameters["softmax"]["bias"])}}

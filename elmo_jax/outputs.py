@@ -29,6 +29,7 @@ from elmo_jax.config import to_options
 from elmo_jax.dump import LARGEST_INDEX, write_hdf5
 from elmo_jax.elmo import Elmo
 from elmo_jax.embeddings import (
+    BEGINNINGS,
     HDF5_SUFFIXES,
     MADE_OF,
     MANIFEST,
@@ -43,7 +44,7 @@ from elmo_jax.embeddings import (
 from elmo_jax.engine import WINDOW
 from elmo_jax.errors import InputError, brief, needing
 from elmo_jax.files import as_path, check_output, is_remote, unwritable, writing
-from elmo_jax.sources import Lines, Place
+from elmo_jax.sources import STANDARD_INPUT, Lines, Place
 from elmo_jax.streams import prefetch
 
 VectorType = Literal["float16", "float32"]
@@ -96,7 +97,9 @@ class Target(NamedTuple):
     @classmethod
     def of(cls, output: str | os.PathLike[str], shard: Shard | None = None) -> "Target":
         """A shard has a place of its own in the folder `output`. InputError where the suffix names no format."""
-        suffix = Path(output).suffix
+        suffix = Path(output).suffix.lower()
+        if os.fspath(output) == STANDARD_INPUT:
+            raise InputError("the output is -, but vectors are no text: give a file, or a folder in the flat format")
         if suffix not in ("", *HDF5_SUFFIXES, PARQUET_SUFFIX):
             raise InputError(
                 f"the output {os.fspath(output)} ends with {suffix}; give a name that ends with .hdf5 or .h5, with "
@@ -138,6 +141,8 @@ class Target(NamedTuple):
             return
         if self.suffix:
             check_output(self.path, *inputs)
+            if not is_remote(self.path) and self.path.is_file() and not _begins_as(self.path, self.suffix):
+                raise unwritable(self.path, "it is there and holds no vectors")
             return
         check_output(self.scratch.with_name(f"{self.scratch.name}.lock"))
         if os.path.lexists(self.path) and not (self.path / DESCRIPTION).is_file() and not _is_empty(self.path):
@@ -156,6 +161,13 @@ class Target(NamedTuple):
             with h5py.File(self.path, "r") as file:
                 return json.loads(file.attrs[MADE_OF])
         return None
+
+
+def _begins_as(file: Path, suffix: str) -> bool:
+    """Whether a file is empty or begins as those of a suffix do."""
+    with file.open("rb") as content:
+        begin = content.read(8)
+    return not begin or begin.startswith(BEGINNINGS[0 if suffix in HDF5_SUFFIXES else 1])
 
 
 def _is_empty(folder: Path) -> bool:
@@ -242,8 +254,8 @@ class Writer:
     def write(self) -> str:
         """Writes the output, and says what has become of it."""
         target = self.target
-        if target.of_shards:
-            target.path.parent.mkdir(exist_ok=True)
+        if not is_remote(target.path):
+            target.path.parent.mkdir(parents=True, exist_ok=True)
         with self._locked():
             about = self._begun()
             if self.of_text is not None and target.made_of() == self.key:
@@ -253,6 +265,8 @@ class Writer:
                 total = about["total"] and Total(*about["total"])
             else:
                 total = None if self.of_text is None else self._count()
+            if os.path.lexists(target.path) and not _is_empty(target.path):
+                print(f"{target.path} holds other vectors, which will be replaced")
             self._foresee(total, about is not None)
             self.saved = about or self.saved
             try:
@@ -350,6 +364,8 @@ class Writer:
             f"{in_bytes(sizes[-1])}{f', and {in_bytes(flat)} beside it until it is whole' if output else ''}; "
             f"{in_bytes(free)} are free"
         )
+        if self.shard is not None and not total.sentences:
+            print(f"shards take turns at blocks of {self.block:,} tokens and ends of sentences; this one has none")
         if sum(sizes) - there > free:
             raise InputError(
                 f"the disk of {target.path} has {in_bytes(free)} free, and {in_bytes(sum(sizes) - there)} are needed; "

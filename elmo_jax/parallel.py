@@ -246,11 +246,11 @@ def computing_on(devices: Sequence[jax.Device]) -> Iterator[None]:
         yield
 
 
-def _place(tree: Any, spec: P, devices: Sequence[jax.Device] | None = None) -> Any:
+def _place(tree: Any, spec: P, devices: Sequence[jax.Device] | None = None, given: bool = False) -> Any:
     check_process()
     sharding = NamedSharding(Mesh(np.array(devices or jax.local_devices()), (AXIS,)), spec)
     # A copy, because a step that donates the result would delete an array of the caller's that shares its buffer.
-    return jax.device_put(jax.tree.map(lambda array: np.array(array), tree), sharding)
+    return jax.device_put(tree if given else jax.tree.map(lambda array: np.array(array), tree), sharding)
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
@@ -258,11 +258,14 @@ def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
     return _place(tree, P(), devices)
 
 
-def shard(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
-    """This process' arrays [rows, ..] → [devices, rows / devices, ..], each device's part on that device."""
+def shard(tree: Any, devices: Sequence[jax.Device] | None = None, given: bool = False) -> Any:
+    """This process' arrays [rows, ..] → [devices, rows / devices, ..], each device's part on that device.
+
+    Arrays that are `given` are NumPy's, and nobody else's: they are not copied first.
+    """
     count = len(devices or jax.local_devices())
     split = lambda array: np.reshape(array, (count, -1, *array.shape[1:]))
-    return _place(jax.tree.map(split, tree), P(AXIS), devices)
+    return _place(jax.tree.map(split, tree), P(AXIS), devices, given)
 
 
 def divided(tree: Any, devices: Sequence[jax.Device]) -> Any:

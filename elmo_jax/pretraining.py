@@ -24,12 +24,11 @@ from elmo_jax.errors import InputError
 from elmo_jax.evaluation import evaluator
 from elmo_jax.events import Events, WordLosses
 from elmo_jax.files import as_path
-from elmo_jax.folders import read_folder
 from elmo_jax.lifecycle import Profiler, Termination, Told
 from elmo_jax.model import State, zero_state
 from elmo_jax.modules import init_bilm, init_softmax
 from elmo_jax.optimizers import learning_rate, optimizer_of
-from elmo_jax.published import local
+from elmo_jax.published import read_any
 from elmo_jax.softmax_table import table_size
 from elmo_jax.streams import Batch, LanguageModelStream, prefetch, word_encoder
 from elmo_jax.vocabulary import Vocabulary
@@ -487,7 +486,7 @@ def choose_model(arguments: Arguments, begun: Begun | None) -> tuple[Config, Mod
         raise InputError(f"--init has {len(arguments.init)} paths; give a name, a folder, or the two files")
     if begun is None:
         one = len(arguments.init) == 1
-        init = read_folder(local(*arguments.init), with_softmax=True) if one else read_model(*arguments.init)
+        init = read_any(*arguments.init, with_softmax=True) if one else read_model(*arguments.init)
     model = begun.config.model if begun is not None else init.model
     contrary = [change for change in differences(Config(model), config) if change.split()[0] in asked]
     contrary = [change for change in contrary if change.startswith("model.")]

@@ -18,6 +18,7 @@ from elmo_jax.archives import unpacked
 from elmo_jax.errors import InputError, brief, listed, needing
 from elmo_jax.files import unwritable
 from elmo_jax.folders import read_folder
+from elmo_jax.weights import ModelFolder
 
 MIRROR = "ELMO_JAX_MODELS"
 HUB = "hf://"
@@ -231,12 +232,13 @@ def here(name: str) -> bool:
     return _folder(name).is_dir()
 
 
-def download(name: str) -> str | os.PathLike:
+def download(name: str, check: bool = False) -> str | os.PathLike:
     """The folder of a published model: from the network, checked, the first time; then without the network.
 
     The name may have small or capital letters; hf://OWNER/NAME[@REVISION] is a repository of the Hugging Face Hub. The
     folder appears when it is whole. What a download that was cut has brought is kept for the next attempt; what cannot
     be read as a model is thrown away and downloaded once more. Processes that want the same model wait for the first.
+    With `check` a model that is there is read, and if it has been damaged since, downloaded again.
     """
     if name.startswith(HUB):
         return _from_hub(name)
@@ -244,7 +246,7 @@ def download(name: str) -> str | os.PathLike:
         raise _unknown(name)
     name = name.casefold()
     folder, model = _folder(name), MODELS[name]
-    if folder.is_dir():
+    if folder.is_dir() and not (check and _damaged(name, folder)):
         return folder
     partial, lock = (folder.with_name(f".{name}.{suffix}") for suffix in ("partial", "lock"))
     try:
@@ -257,6 +259,30 @@ def download(name: str) -> str | os.PathLike:
     except OSError as error:
         raise unwritable(folder, error) from None
     return folder
+
+
+def _damaged(name: str, folder: Path) -> bool:
+    """Whether a model cannot be read; then it is put away."""
+    try:
+        read_folder(folder)
+    except InputError as error:
+        print(f"{name} is damaged, and is downloaded again: {error}", file=sys.stderr)
+        shutil.rmtree(folder)
+        return True
+    return False
+
+
+def read_any(
+    source: str | os.PathLike, with_softmax: bool = False, options: str | os.PathLike | None = None
+) -> ModelFolder:
+    """Reads the model that is meant by a name or a path, as `read_folder` does."""
+    path = local(source)
+    try:
+        return read_folder(path, with_softmax, options)
+    except InputError as error:
+        if path == source or source.startswith(HUB):
+            raise
+        raise InputError(f"{error}; if the copy of {source} is damaged, elmo-jax download {source} mends it") from None
 
 
 def _unknown(name: str) -> InputError:

@@ -76,7 +76,7 @@ def place(softmax: Any, rows: int, fill: Any = NO_WORD) -> Any:
 
     def divide(array, fill):
         own = parallel.own_rows(table_size(len(array), rows))
-        return parallel.shard(in_places(np.asarray(array), rows, fill, own))
+        return parallel.shard(in_places(np.asarray(array), rows, fill, own), given=True)
 
     return jax.tree.map(divide, softmax, jax.tree.broadcast(fill, softmax))
 

@@ -27,7 +27,7 @@ from elmo_jax.arrays import Unwritable
 from elmo_jax.config import TextFormat
 from elmo_jax.errors import InputError, brief, listed, needing
 from elmo_jax.files import as_path, is_remote, matching
-from elmo_jax.parquet_pages import check_metadata, check_pages
+from elmo_jax.parquet_checks import check_pages, read_row_groups
 from elmo_jax.vocabulary import BEGIN_SENTENCE, END_SENTENCE
 
 TFDS, STANDARD_INPUT = "tfds:", "-"
@@ -50,14 +50,15 @@ PACKED = (".zip", ".tar", ".tgz", ".7z", ".rar", ".arrow", ".feather", ".hdf5", 
 CONLLU = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
 FIELD = "tokens"  # of JSON lines and Parquet, where no other is named
 
-# Of each compression by its suffix: its name, and how its files begin.
+# Of each compression by its suffix: its name, how its files begin, and what decompresses them.
 COMPRESSIONS = {
-    ".gz": ("gzip", re.compile(rb"\x1f\x8b")),
-    ".bz2": ("bzip2", re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")),
-    ".xz": ("xz", re.compile(rb"\xfd7zXZ\0")),
-    ".zst": ("Zstandard", re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")),
+    ".gz": ("gzip", re.compile(rb"\x1f\x8b"), "zcat"),
+    ".bz2": ("bzip2", re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), "bzcat"),
+    ".xz": ("xz", re.compile(rb"\xfd7zXZ\0"), "xzcat"),
+    ".zst": ("Zstandard", re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"), "zstdcat"),
 }
 PARQUET = re.compile(rb"PAR1\x15")
+OBJECT = re.compile(rb'(\xef\xbb\xbf)?\s*\{\s*"')  # how a line of JSON begins that has a field
 MOST_MEMORY = 2**29  # bytes that an xz file may ask for
 MOST_TOKENS = 1_000_000  # of a CoNLL sentence
 # In CoNLL formats but CoNLL-U: what is a comment and no token "#"; in CoNLL-U: IDs of what is no word of its own.
@@ -169,18 +170,33 @@ def beginning(stream: Any) -> bytes:
 
 def check_beginning(begin: bytes, name: str, suffix: str = "") -> None:
     """Refuses what begins as something else than its name says, so that no compressed file is read as text."""
-    kinds = [end for end, (_, magic) in COMPRESSIONS.items() if magic.match(begin)]
+    kinds = [end for end, (_, magic, _) in COMPRESSIONS.items() if magic.match(begin)]
     if suffix and suffix not in kinds:
         problem = f"is no {COMPRESSIONS[suffix][0]} file, though its name ends with {suffix}"
         if kinds or not begin:
             problem += f": it {'is empty' if not begin else f'holds {COMPRESSIONS[kinds[0]][0]} data'}"
         raise InputError(f"{name} {problem}; rename it, or compress it again")
+    if kinds and not suffix and name == StandardInput.name:
+        kind, _, command = COMPRESSIONS[kinds[0]]
+        raise InputError(f"{name} holds {kind} data; decompress it first, with {command}")
     if kinds and not suffix:
         raise InputError(
             f"{name} holds {COMPRESSIONS[kinds[0]][0]} data; let its name end with {kinds[0]}, or decompress it first"
         )
     if PARQUET.match(begin):
         raise InputError(f"{name} holds Parquet data, no text; let its name end with .parquet")
+    if begin.startswith(b"PK\x03\x04"):
+        raise InputError(f"{name} is an archive (.zip, .docx, ...), no text; unpack it, or save it as text in UTF-8")
+    if begin.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"{name} is text in UTF-16; convert it: iconv -f UTF-16 -t UTF-8")
+
+
+def check_guess(begin: bytes, name: str) -> None:
+    """Refuses JSON lines that are taken for lines of text because nobody has said what they are."""
+    if OBJECT.match(begin):
+        raise InputError(
+            f"{name} begins as an object of JSON does; give text_format jsonl, or lines to have it read as text"
+        )
 
 
 def split_lines(stream: Any) -> Iterator[bytes]:
@@ -193,8 +209,8 @@ class TextFile:
 
     length = staticmethod(len)
 
-    def __init__(self, path: epath.Path, form: TextForm):
-        self.path, self.form = path, form
+    def __init__(self, path: epath.Path, form: TextForm, guessed: bool):
+        self.path, self.form, self.guessed = path, form, guessed and form.format == "lines"
         self.suffix = path.suffix.lower() if path.suffix.lower() in COMPRESSIONS else ""
         self.name = os.fspath(path) if is_remote(path) else os.path.abspath(path)
         regular = is_remote(path) or os.path.isfile(path)
@@ -215,12 +231,16 @@ class TextFile:
         with self.path.open("rb") as raw:
             check_beginning(beginning(raw), self.name, self.suffix)
             if not self.suffix:
+                if self.guessed:
+                    check_guess(beginning(raw), self.name)
                 if offset:
                     raw.seek(offset)
                 yield split_lines(raw), lambda offset: offset
                 return
             stream = io.BufferedReader(decompressed(raw, self.suffix), CHUNK)
             try:
+                if self.guessed:
+                    check_guess(stream.peek(16), self.name)
                 skip(stream, offset)
                 yield split_lines(stream), lambda _: raw.tell()
             except (Damaged, gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -238,10 +258,10 @@ class StandardInput:
     length = staticmethod(len)
     name, key, size = "standard input", STANDARD_INPUT, None
 
-    def __init__(self, form: TextForm, option: str):
+    def __init__(self, form: TextForm, option: str, guessed: bool):
         if sys.stdin is None:
             raise InputError(f"{option} - reads standard input, which is closed; give text to it, or a file")
-        self.form = form
+        self.form, self.guessed = form, guessed
 
     def version(self) -> list[int]:
         raise Unwritable("standard input can be read only once: nothing is kept of it")
@@ -251,6 +271,8 @@ class StandardInput:
         """Its lines from a byte of the text on."""
         stream = sys.stdin.buffer
         check_beginning(beginning(stream), self.name)
+        if self.guessed:
+            check_guess(beginning(stream), self.name)
         skip(stream, offset)
         yield split_lines(stream), lambda offset: offset
 
@@ -329,8 +351,8 @@ class Table:
         self.name = os.fspath(path) if is_remote(path) else os.path.abspath(path)
         self.key = [self.name, "parquet", self.column]
         self.damaged = (pa.ArrowException, OSError, ValueError)
-        with self.opened() as (file, _):
-            schema, self.size = file.schema_arrow, file.metadata.num_rows
+        with self.opened() as (file, raw):
+            schema, self.size = file.schema_arrow, sum(group.rows for group in read_row_groups(raw, path))
         if self.column not in schema.names:
             raise InputError(
                 f"{option}: {path} has no column {brief(self.column)}, but {brief(listed(schema.names, ', '))}; "
@@ -372,9 +394,8 @@ class Table:
     def lines(self, offset: int) -> Iterator[tuple[Iterable[Any], Callable[[int], int]]]:
         """The column's values from a row on: lists of str, or str."""
         with self.opened() as (file, raw):
-            check_metadata(file.metadata, self.path)
-            groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
-            sizes = [group.num_rows for group in groups]
+            groups = read_row_groups(raw, self.path)
+            sizes = [group.rows for group in groups]
             first = next((n for n, end in enumerate(itertools.accumulate(sizes)) if end > offset), len(sizes))
 
             def read() -> Iterator[Any]:
@@ -417,7 +438,7 @@ def find_source(path: epath.Path, form: TextForm, option: str) -> Source:
         if compressed:
             raise InputError(f"{option}: {path} is compressed, Parquet must not be; decompress it first")
         return Table(path, form.column, option)
-    return TextFile(path, whole_form(chosen, form.column, os.fspath(path), option))
+    return TextFile(path, whole_form(chosen, form.column, os.fspath(path), option), form.format is None)
 
 
 def whole_form(chosen: TextFormat, column: str | None, name: str, option: str) -> TextForm:
@@ -449,7 +470,8 @@ def find_sources(patterns: Iterable[str], option: str, form: TextForm = BY_NAME)
         if pattern == STANDARD_INPUT:
             if form.format == "parquet":
                 raise InputError(f"{option}: Parquet cannot be read from standard input; give a file")
-            sources.append(StandardInput(whole_form(form.format or "lines", form.column, "-", option), option))
+            read_as = whole_form(form.format or "lines", form.column, "-", option)
+            sources.append(StandardInput(read_as, option, form.format is None))
         elif pattern.startswith(TFDS):
             if form != BY_NAME:
                 raise InputError(f"{option}: {pattern} has a format of its own; leave text_format and text_column out")

@@ -77,7 +77,7 @@ class Metrics(NamedTuple):
 
 
 def init_state(parameters: dict[str, Any], optimizer: Optimizer = ADAGRAD) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step; what the optimiser keeps takes no memory until `place`."""
     return TrainState(jnp.zeros((), jnp.int32), parameters, optimizer.start(parameters))
 
 

@@ -184,3 +184,4 @@ def test_what_a_form_cannot_express(original, tmp_path, capsys):
     (tmp_path / "there" / "file").touch()
     for there in (tmp_path / "there", tmp_path / "there/file"):
         fails(main, ["convert", original, there], "is there already; give a new path", capsys)
+    fails(main, ["convert", original, tmp_path / "m.safetensors"], "m.safetensors would be a folder", capsys)

@@ -218,6 +218,13 @@ def test_crafted_dumps(tmp_path, change, message):
     assert len(str(error.value)) < 600
 
 
+def test_vectors_in_another_format(tmp_path):
+    (tmp_path / "v.parquet").write_bytes(b"PAR1 and so on")
+    for path in (tmp_path / "v.parquet", tmp_path):
+        with pytest.raises(InputError, match=f"{path} is no HDF5 file; embed the text into an output that ends with"):
+            nearest(path, "cat")
+
+
 def test_dumps_of_the_originals(tmp_path):
     """Their index is a string of variable length."""
     with h5py.File(tmp_path / "dump", "w") as file:

@@ -88,8 +88,9 @@ def test_every_format_gives_the_vectors_back(elmo, text, tmp_path, expected, nam
                 assert np.allclose(vectors, own, atol=1e-6 if dtype == "float32" else 2e-3)
                 assert found.tokens(number) == TEXT[number].split()
             assert (found[-1] == found[len(TEXT) - 1]).all()
-            with pytest.raises(IndexError):
+            with pytest.raises(IndexError, match=f"no sentence {len(TEXT)} among {len(TEXT)}, the first of which is 0"):
                 found[len(TEXT)]
+            assert repr(found).endswith(f"({len(TEXT)} sentences, '{tmp_path / name}')")
             with pytest.raises(TypeError, match="one sentence at a time"):
                 found[2:3]
     assert {path.name for path in tmp_path.iterdir()} == {"text.txt", name}
@@ -310,10 +311,29 @@ def test_bad_options(elmo, folder, text, tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "thesis"}
 
 
-def test_an_old_output_is_replaced(elmo, text, tmp_path):
+def test_a_file_that_is_left_open(elmo, text, tmp_path):
+    """At the end of the process it is closed without a word."""
+    path = tmp_path / "v.hdf5"
+    writer(elmo, text, path).write()
+    program = f"from elmo_jax.embeddings import read_embeddings\nv = read_embeddings({str(path)!r})\nprint(v[0].shape)"
+    done = subprocess.run([sys.executable, "-c", program], env=script_environment(), capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{elmo.embed(TEXT[:1])[0].shape}\n", "")
+
+
+def test_a_shard_without_a_block(elmo, text, tmp_path, capsys):
+    last = Shard(999, 1000)
+    writer(elmo, text, tmp_path / "parts", shard=last).write()
+    assert (
+        "shards take turns at blocks of 50 tokens and ends of sentences; this one has none" in capsys.readouterr().out
+    )
+
+
+def test_an_old_output_is_replaced(elmo, text, tmp_path, capsys):
     for name in OUTPUTS:
         writer(elmo, text, tmp_path / name).write()
+        assert "holds other vectors" not in capsys.readouterr().out
         writer(elmo, text, tmp_path / name, {"layers": "top"}).write()
+        assert f"{tmp_path / name} holds other vectors, which will be replaced" in capsys.readouterr().out
         assert np.allclose(read_embeddings(tmp_path / name)[0], elmo.embed(TEXT[:1], layers="top")[0], atol=1e-6)
     (tmp_path / "empty").mkdir()
     writer(elmo, text, tmp_path / "empty").write()
@@ -461,6 +481,11 @@ def test_crafted_arrays(elmo, text, tmp_path):
 
 def test_what_is_no_output(tmp_path, elmo, text):
     (tmp_path / "file").write_text("text")
+    for name in ("mine.hdf5", "mine.parquet", "mine.H5"):
+        (tmp_path / name).write_text("precious")
+        with pytest.raises(InputError, match=rf"{name} \(it is there and holds no vectors\)"):
+            Target.of(tmp_path / name).check()
+        assert (tmp_path / name).read_text() == "precious"
     (tmp_path / "v.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n and so on")
     (tmp_path / "v.parquet").write_bytes(b"PAR1 and so on")
     (tmp_path / "parts").mkdir()

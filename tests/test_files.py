@@ -40,7 +40,11 @@ def test_files_appear_whole_or_not_at_all(tmp_path, remote, request):
     with files.reading(path) as local:
         assert local.read_bytes() == b"first"
     assert os.listdir(tmp_path) == ["file"]
-    with pytest.raises(InputError, match="cannot write"), files.writing(tmp_path / "no" / "file") as partial:
+    if not remote:  # an object store has no folders
+        with files.writing(tmp_path / "new" / "folders" / "file") as partial:
+            partial.write_bytes(b"first")
+        assert (tmp_path / "new" / "folders" / "file").read_bytes() == b"first"
+    with pytest.raises(InputError, match="cannot write"), files.writing(path / "file") as partial:
         partial.write_bytes(b"")
 
 
@@ -120,7 +124,7 @@ def test_outputs_that_are_refused_before_the_work(tmp_path, monkeypatch):
         (tmp_path, "it is a folder"),
         (tmp_path / "pipe", "a device, a pipe or a socket"),
         ("/dev/null", "a device, a pipe or a socket"),
-        (tmp_path / "no" / "file", "is no folder that can be written to"),
+        (tmp_path / "text" / "no" / "file", "cannot write"),
         (tmp_path / "text" / "file", "cannot write"),
         (tmp_path / "loop", "cannot write"),
         (tmp_path / ("x" * 300), "cannot write"),
@@ -130,11 +134,12 @@ def test_outputs_that_are_refused_before_the_work(tmp_path, monkeypatch):
         with pytest.raises(InputError, match=message):
             files.check_output(path, None, tmp_path / "text", "gs://bucket/text", tmp_path / "not there")
     files.check_output(tmp_path / "link", tmp_path / "not there")
-    files.check_output(tmp_path / "new")
+    files.check_output(tmp_path / "new" / "folders" / "file")
     files.check_output("gs://bucket/new")
     monkeypatch.setattr(os, "access", lambda *_: False)  # tests may run as root, who may write anywhere
-    with pytest.raises(InputError, match="is no folder that can be written to"):
-        files.check_output(tmp_path / "new")
+    for name in ("new", "new/folders/file"):
+        with pytest.raises(InputError, match=f"{tmp_path} is no folder that can be written to"):
+            files.check_output(tmp_path / name)
     assert sorted(os.listdir(tmp_path)) == before
 
 

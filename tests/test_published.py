@@ -148,6 +148,22 @@ def test_downloaded_once_with_a_bar_and_then_without_the_network(server, model, 
     server.__init__()  # another, for the fixture to close
 
 
+def test_a_copy_that_was_damaged_later(server, model, tmp_path, capsys):
+    """The error says what mends it; a copy that is good is not downloaded again."""
+    main(["download", "small"])
+    main(["download", "small"])
+    assert len(server.sent) == 2
+    weights = published.local("small") / "weights.hdf5"
+    weights.write_bytes(weights.read_bytes()[:20_000])
+    with pytest.raises(InputError, match="if the copy of Small is damaged, elmo-jax download Small mends it"):
+        elmo_jax.load("Small")
+    capsys.readouterr()
+    main(["download", "Small"])
+    assert "small is damaged, and is downloaded again: " in capsys.readouterr().err
+    assert kept(tmp_path) == model
+    assert left(tmp_path) == {"small"}
+
+
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_connection_that_breaks_goes_on_where_it_broke(server, model, tmp_path, ranges):
     server.ranges, server.cuts = ranges, [3000, 1000]

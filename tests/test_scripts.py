@@ -310,7 +310,7 @@ def test_bad_input_of_embed(project, tmp_path, capsys):
 
     embed_fails("there is no file", input=tmp_path / "no.txt")
     embed_fails("cannot write", output=text / "out.hdf5")
-    embed_fails("cannot write", output=tmp_path / "nowhere" / "out.hdf5")
+    embed_fails("the output is -, but vectors are no text", output="-")
     embed_fails("no folder", model=tmp_path / "nothing")
     embed_fails("batch_size is 0", options=["--batch_size", "0"])
     embed_fails("go together", options=["--layers", "mix"])
@@ -333,8 +333,11 @@ def test_an_output_that_was_there_survives_an_error(tmp_path, capsys):
     (tmp_path / "out.hdf5").write_bytes(b"precious")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     command = ["--model", model, "--input", tmp_path / "latin.txt", "--output", tmp_path / "out.hdf5"]
-    fails(embed.main, command, "is not UTF-8", capsys)
+    fails(embed.main, command, "out.hdf5 (it is there and holds no vectors)", capsys)
     assert (tmp_path / "out.hdf5").read_bytes() == b"precious"
+    (tmp_path / "out.hdf5").write_bytes(b"\x89HDF\r\n\x1a\nprecious")
+    fails(embed.main, command, "is not UTF-8", capsys)
+    assert (tmp_path / "out.hdf5").read_bytes() == b"\x89HDF\r\n\x1a\nprecious"
     assert {path.name for path in tmp_path.iterdir()} == {"model", "out.hdf5", "latin.txt"}
 
 
@@ -374,6 +377,7 @@ ORDER = [
     "arrays",
     "config",
     "vocabulary",
+    "parquet_checks",
     "sources",
     "corpus",
     "streams",

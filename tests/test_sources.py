@@ -5,6 +5,7 @@ import json
 import lzma
 import re
 import sys
+import zipfile
 import zlib
 
 import h5py
@@ -14,7 +15,7 @@ import pyarrow.parquet
 import pytest
 from conftest import fails, same_file
 
-from elmo_jax import commands, corpus, parquet_pages, sources
+from elmo_jax import commands, corpus, parquet_checks, sources
 from elmo_jax.config import DataConfig
 from elmo_jax.corpus import Corpus, cached, read_corpora, sentences
 from elmo_jax.errors import InputError
@@ -316,8 +317,38 @@ def test_a_byte_order_mark_begins_any_format(tmp_path):
     for name in WRITE:
         content = WRITE[name](TEXT).replace("\n", "\r\n").encode("utf-8-sig")
         assert read(tmp_path, content, name, "2" if name == "conll" else None) == TEXT
-    with pytest.raises(InputError, match="line 1, is not UTF-8"):
+    with pytest.raises(InputError, match="is text in UTF-16; convert it: iconv -f UTF-16 -t UTF-8"):
         read(tmp_path, "the cat".encode("utf-16"))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.gz", "a"])
+@pytest.mark.parametrize("begin", [b"", b"\xef\xbb\xbf", b" \n"])
+def test_json_lines_that_nobody_has_called_so(tmp_path, monkeypatch, name, begin):
+    """They are not taken for lines of text; asked for, they are either."""
+    content = begin + b'{"tokens": ["the", "cat"]}\n'
+    content = gzip.compress(content) if name == "a.gz" else content
+    path = tmp_path / name
+    path.write_bytes(content)
+    refused = pytest.raises(InputError, match="begins as an object of JSON does; give text_format jsonl, or lines")
+    with refused:
+        list(read_input([str(path)]))
+    lines = [["the", "cat"]] if b"\n" not in begin else [[], ["the", "cat"]]
+    if not lines[0]:
+        assert list(read_input([str(path)], "lines")) == [[], ['{"tokens":', '["the",', '"cat"]}']]
+    else:
+        assert list(read_input([str(path)], "jsonl")) == lines
+    if name == "a.txt":
+        give(monkeypatch, content)
+        with refused:
+            list(read_input(["-"]))
+
+
+def test_archives_are_no_text(tmp_path):
+    path = tmp_path / "report.txt"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("word/document.xml", "the cat")
+    with pytest.raises(InputError, match=r"report.txt is an archive \(.zip, .docx, ...\), no text; unpack it"):
+        list(read_input([str(path)]))
 
 
 @pytest.mark.parametrize("name", WRITE)
@@ -452,8 +483,8 @@ def test_parquet_that_expands_without_bound_is_refused(tmp_path, monkeypatch):
     write_table(tmp_path / "text.parquet", "tokens", ["a" * 2**20], group=1)  # snappy makes it 20 times smaller
     with pytest.raises(InputError, match="is longer than 0 MiB"):
         list(read_input([f"{tmp_path}/text.parquet"]))
-    monkeypatch.setattr(parquet_pages, "FREE", 2**16)
-    monkeypatch.setattr(parquet_pages, "MOST_EXPANDED", 10)
+    monkeypatch.setattr(parquet_checks, "FREE", 2**16)
+    monkeypatch.setattr(parquet_checks, "MOST_EXPANDED", 10)
     with pytest.raises(InputError, match=r"would take \d+,\d+ bytes of memory or more for \d+,\d+ in the file; write"):
         list(read_input([f"{tmp_path}/text.parquet"]))
 
@@ -489,7 +520,7 @@ def test_standard_input(monkeypatch):
     give(monkeypatch, as_conllu(TEXT).encode())
     assert list(read_input(["-"], "conllu")) == TEXT
     give(monkeypatch, gzip.compress(b"the cat"))
-    with pytest.raises(InputError, match=r"standard input holds gzip data; .* or decompress it first"):
+    with pytest.raises(InputError, match="standard input holds gzip data; decompress it first, with zcat"):
         list(read_input(["-"]))
 
 
