@@ -61,9 +61,9 @@ def read_row_groups(raw: BinaryIO, path: str | os.PathLike) -> list[RowGroup]:
         raise ValueError("its footer is not whole") from None
     groups = [_row_group(group) for group in _list(footer, ROW_GROUPS, dict)]
     for chunk in (chunk for group in groups for chunk in group.chunks):
-        # Equal values take next to nothing in the file, and are counted nevertheless.
         if chunk.begin + chunk.compressed > size:
             raise ValueError(f"its column {chunk.column} ends after the file")
+        # Equal values take next to nothing in the file, and are counted nevertheless.
         memory = max(chunk.uncompressed - FREE, VALUE * chunk.values - 4 * FREE)
         _check_expansion(path, memory, chunk.compressed)
     return groups
