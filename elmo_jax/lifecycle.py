@@ -184,7 +184,7 @@ class Reasons:
             done.set()
 
     def end(self, message: str, code: int) -> NoReturn:
-        """Ends this process without waiting for the others, as a regular exit does, but at the same moment as they.
+        """Ends this process, at the same moment as the others end; a regular exit would wait for those that hang.
 
         When one ends, JAX may kill others before they have looked for the reason: when it is the first process, and on
         CPUs, where what the rest still send to each other does not fit together any more.
