@@ -65,6 +65,8 @@ def read_description(folder: Path, key: Any) -> dict[str, Any]:
             raise Unusable("was written by another version")
         if description["key"] != key:
             raise Unusable("is of other files, or these have changed")
+        if "about" not in description:
+            raise KeyError
     except FileNotFoundError:
         raise Unusable(f"has no {DESCRIPTION}" if folder.exists() else "") from None
     except (OSError, ValueError, TypeError, KeyError, RecursionError):

@@ -353,8 +353,6 @@ def convert(
         if rows is not None:
             raise InputError("--rows is of a run to go on with; give its --vocab too")
         form = format or ("nlpl" if dest.endswith(".zip") else "hdf5")
-        if dest.endswith((".hdf5", ".h5", ".safetensors")):
-            raise InputError(f"{dest} would be a folder, of options.json and weights; give a name for one")
         model = read_any(source, with_softmax=True, options=options)
         left = write_as(model, as_path(dest), form)
         print(f"wrote {dest}" + (f", which has no place for {' and '.join(left)}" if left else ""))

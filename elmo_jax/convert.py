@@ -23,6 +23,8 @@ def write_as(model: ModelFolder, dest: Path, form: Form) -> list[str]:
     """
     if dest.is_file() or (dest.is_dir() and any(dest.iterdir())):
         raise InputError(f"{dest} is there already; give a new path")
+    if form != "nlpl" and dest.suffix in (".hdf5", ".h5", ".safetensors"):
+        raise InputError(f"{dest} would be a folder, of options.json and weights; give a name for one")
     if form in ("hdf5", "safetensors"):
         write_model(dest, model, form)
         return []

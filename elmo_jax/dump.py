@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from elmo_jax.errors import InputError, brief
 from elmo_jax.hdf5 import floating_dataset, open_hdf5, own_dataset, own_item, read_floats, writing_hdf5
+from elmo_jax.parquet_checks import MAGIC
 
 INDEX = "sentence_to_index"
 # What readers with NumPy 1 take as one string.
@@ -73,7 +74,7 @@ def nearest(path: Path, word: str, neighbours: int = 3) -> list[Occurrence]:
 
     The vectors are read once from end to end, so many at a time; of every other word its nearest occurrence counts.
     """
-    if path.is_dir() or (path.is_file() and not h5py.is_hdf5(path)):
+    if path.is_dir() or _is_parquet(path):
         raise InputError(f"{path} is no HDF5 file; embed the text into an output that ends with .hdf5, and look there")
     with open_hdf5(path) as file:
         # Of equal sentences the last, as other readers take it.
@@ -107,6 +108,13 @@ def nearest(path: Path, word: str, neighbours: int = 3) -> list[Occurrence]:
         Neighbour(value, context(token)) for value, token in sorted(ranked.values(), reverse=True)
     ]
     return [Occurrence(context(token), *map(ordered, ranked)) for token, ranked in zip(chosen, best, strict=True)]
+
+
+def _is_parquet(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def _keep_best(

@@ -27,13 +27,15 @@ import numpy as np
 from elmo_jax.arrays import DESCRIPTION, FORMAT
 from elmo_jax.dump import INDEX, read_index
 from elmo_jax.errors import InputError, brief, needing
+from elmo_jax.files import HDF5_MAGIC
 from elmo_jax.hdf5 import errors_of, floating_dataset, open_hdf5, read_array
+from elmo_jax.parquet_checks import MAGIC as PARQUET_MAGIC
 from elmo_jax.parquet_checks import check_pages, read_row_groups
 
 # Readers of a folder of Parquet files leave out names that begin so.
 MANIFEST = "_manifest.json"
 HDF5_SUFFIXES, PARQUET_SUFFIX = (".hdf5", ".h5"), ".parquet"
-BEGINNINGS = b"\x89HDF\r\n\x1a\n", b"PAR1"  # of HDF5 and of Parquet
+MAGIC = dict.fromkeys(HDF5_SUFFIXES, HDF5_MAGIC) | {PARQUET_SUFFIX: PARQUET_MAGIC}  # how the files begin
 VECTOR_TYPES = {"float16": np.float16, "float32": np.float32}
 OFFSETS = {"offsets": np.int64, "text": np.uint8, "text_offsets": np.int64, "blocks": np.int64}
 # The metadata of a Parquet file and the attribute of an HDF5 file that say of what it was made.
@@ -105,9 +107,10 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
         raise InputError(f"there is no file or folder {path}")
     with path.open("rb") as file:
         begin = file.read(8)
-    for magic, kind in zip(BEGINNINGS, (HDF5, Parquet), strict=True):
-        if begin.startswith(magic):
-            return kind(path)
+    if begin.startswith(PARQUET_MAGIC):
+        return Parquet(path)
+    if begin.startswith(HDF5_MAGIC):
+        return HDF5(path)
     raise InputError(f"{path} is neither HDF5 nor Parquet; give what embed wrote")
 
 

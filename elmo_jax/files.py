@@ -17,6 +17,7 @@ from etils import epath
 
 from elmo_jax.errors import InputError, brief
 
+HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"  # how an HDF5 file begins
 # Errors that only a write can have.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -132,7 +133,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
             content = file.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {os.fspath(path)} ({error})") from None
-    if content.startswith(b"\x89HDF\r\n\x1a\n"):
+    if content.startswith(HDF5_MAGIC):
         raise InputError(f"{os.fspath(path)} is an HDF5 file, not JSON; is it in the place of options.json?")
     try:
         values = json.loads(content.decode("utf-8-sig"))

@@ -139,16 +139,17 @@ class Reasons:
     def __init__(self, folder: epath.Path):
         self.folder, self.every = folder, LOOK_EVERY[is_remote(folder)]
         # Reasons of other commands on the same folder, which the lock may have refused, are not this one's.
-        self._command = f"command {parallel.gather_values([secrets.randbits(32)])[0][0]}\n"
+        self._command = f"command {parallel.gather_values([secrets.randbits(32)])[0][0]}"
+        self._over = 0.0  # when all end, in seconds since 1970
         self.ending = threading.Lock()  # of the thread that ends this process: one alone tells why
 
     def leave(self, reason: str) -> None:
-        """Tells the others why this process ends."""
-        me = jax.process_index()
+        """Tells the others why this process ends, and when: once they have had time to look."""
+        me, self._over = jax.process_index(), time.time() + self.every + 1
         with contextlib.suppress(Exception):
             self.folder.mkdir(parents=True, exist_ok=True)
             with writing(self.folder / f"process-{me}.txt") as partial:
-                text = f"process {me} on {socket.gethostname()} has ended: {reason}\n{self._command}"
+                text = f"process {me} on {socket.gethostname()} has ended: {reason}\n{self._command}\n{self._over}\n"
                 partial.write_text(text, encoding="utf-8")
 
     def found(self, seconds: float = 0) -> str | None:
@@ -157,8 +158,9 @@ class Reasons:
         while True:
             with contextlib.suppress(Exception):
                 for file in sorted(self.folder.glob("process-*.txt")):
-                    reason, _, command = file.read_text(encoding="utf-8").partition("\n")
+                    reason, command, over = file.read_text(encoding="utf-8").splitlines()
                     if command == self._command:
+                        self._over = min(float(over), time.time() + self.every + 1)
                         return reason
             if time.monotonic() >= until:
                 return None
@@ -182,13 +184,13 @@ class Reasons:
             done.set()
 
     def end(self, message: str, code: int) -> NoReturn:
-        """Ends this process at once: a regular exit waits for the others.
+        """Ends this process, at the same moment as the others end; a regular exit would wait for those that hang.
 
-        When the first process ends, JAX kills the others: it gives them time to look for the reason.
+        When one ends, JAX may kill others before they have looked for the reason: when it is the first process, and on
+        CPUs, where what the rest still send to each other does not fit together any more.
         """
         print(f"\n{message}", file=sys.stderr, flush=True)
-        if parallel.is_first_process():
-            time.sleep(self.every + 1)
+        time.sleep(max(0.0, self._over - time.time()))
         os._exit(code)
 
 

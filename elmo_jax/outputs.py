@@ -29,9 +29,9 @@ from elmo_jax.config import to_options
 from elmo_jax.dump import LARGEST_INDEX, write_hdf5
 from elmo_jax.elmo import Elmo
 from elmo_jax.embeddings import (
-    BEGINNINGS,
     HDF5_SUFFIXES,
     MADE_OF,
+    MAGIC,
     MANIFEST,
     OFFSETS,
     PARQUET_SUFFIX,
@@ -167,7 +167,7 @@ def _begins_as(file: Path, suffix: str) -> bool:
     """Whether a file is empty or begins as those of a suffix do."""
     with file.open("rb") as content:
         begin = content.read(8)
-    return not begin or begin.startswith(BEGINNINGS[0 if suffix in HDF5_SUFFIXES else 1])
+    return not begin or begin.startswith(MAGIC[suffix])
 
 
 def _is_empty(folder: Path) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from elmo_jax.errors import InputError
 
+MAGIC = b"PAR1"  # how a Parquet file begins, and ends
 MOST_EXPANDED = 1000  # bytes of memory of a byte of a Parquet file
 VALUE = 8  # bytes of memory of a value, at the least
 FREE = 2**24  # bytes that every part of a file may take, however short it is
@@ -39,6 +40,8 @@ class Chunk(NamedTuple):
 
 
 class RowGroup(NamedTuple):
+    """A group of rows: how many, and its columns."""
+
     rows: int
     chunks: list[Chunk]
 
@@ -52,7 +55,7 @@ def read_row_groups(raw: BinaryIO, path: str | os.PathLike) -> list[RowGroup]:
     raw.seek(max(0, size - 8))
     end = raw.read(8)
     length = int.from_bytes(end[:4], "little")
-    if end[4:] != b"PAR1" or length > size - 8:
+    if end[4:] != MAGIC or length > size - 8:
         raise ValueError("it does not end as Parquet files do")
     raw.seek(size - 8 - length)
     try:
@@ -94,6 +97,7 @@ def _check_chunk(raw: BinaryIO, chunk: Chunk, path: str | os.PathLike) -> None:
 
 
 def _check_expansion(path: str | os.PathLike, size: int, of: int) -> None:
+    """Refuses so many bytes of memory for so many in the file."""
     if size > MOST_EXPANDED * max(1, of):
         raise InputError(
             f"{path} would take {size:,} bytes of memory or more for {of:,} in the file; write it again, in smaller "

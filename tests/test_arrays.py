@@ -115,6 +115,7 @@ def test_damage_is_found_and_what_is_damaged_made_again(tmp_path, capsys):
     [
         (lambda text: text[:-3], "has a description.json that cannot be read"),
         (lambda text: "[1, 2]", "has a description.json that cannot be read"),
+        (lambda text: text.replace('"about"', '"abbot"'), "has a description.json that cannot be read"),
         (lambda text: "[" * 100_000, "has a description.json that cannot be read"),
         (lambda text: text.replace('"format": 1', '"format": 0'), "was written by another version"),
         (lambda text: text.replace("made of", "done of"), "is of other files, or these have changed"),

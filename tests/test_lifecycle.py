@@ -1,6 +1,7 @@
 """What is taken for the loss of another process, and how processes tell each other why they end."""
 
 import socket
+import time
 
 import pytest
 from etils import epath
@@ -61,6 +62,11 @@ def test_reasons_of_the_same_command_are_found(tmp_path):
     before.leave("the text is missing")
     assert before.found() == f"process 0 on {socket.gethostname()} has ended: the text is missing"
     assert other.found() is None
+    same = Reasons(folder)
+    same._command = before._command
+    assert same.found() == before.found()
+    assert 0 < same._over - time.time() <= same.every + 1
+    assert same._over == before._over  # all end together
     (folder / "notes.txt").write_text("mine")
     Workdir(folder.parent).forget_errors()
     assert Reasons(folder).found() is None
