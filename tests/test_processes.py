@@ -278,8 +278,10 @@ def test_a_signal_saves_first(tmp_path, number):
         assert same_file(tmp_path / "run" / "model" / "weights.hdf5", tmp_path / "alone" / "model" / "weights.hdf5")
 
 
-def test_sigterm_to_one_process_saves_on_all(tmp_path):
-    project = write_project(tmp_path, steps=100_000, checkpoint_every=100_000, eval_every=100_000)
+@pytest.mark.parametrize("checkpoint_every", [1, 100_000])
+def test_sigterm_to_one_process_saves_on_all(tmp_path, checkpoint_every):
+    """Be it while a checkpoint is being written."""
+    project = write_project(tmp_path, steps=100_000, checkpoint_every=checkpoint_every, eval_every=100_000)
     processes = distributed(project, tmp_path / "run", 2, 1)
     wait_for(lambda: len(numbers(tmp_path / "run", "loss")) > 3, processes)
     processes[1].send_signal(signal.SIGTERM)
