@@ -61,7 +61,7 @@ def test_labels():
         (["run", "--output", "runs.pdf"], "give a file that ends in .png or .svg"),
         (["--output", "runs.png"], "which runs?"),
         (["nowhere", "--output", "runs.png"], "nowhere has no metrics.jsonl with steps"),
-        (["run", "--output", "no/runs.png"], "no/runs.png"),
+        (["run", "--output", "run/metrics.jsonl/runs.png"], "run/metrics.jsonl/runs.png"),
     ],
 )
 def test_bad_input(tmp_path, monkeypatch, capsys, arguments, message):

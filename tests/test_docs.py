@@ -141,6 +141,7 @@ def test_blocks_that_are_not_run_say_what_they_lack():
     assert len([comment for comment in comments if comment != "fails"]) == len(LACKING)
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_warnings(tmp_path):
     """Links within it are checked by that. The models' table and the commands' options are those of the code."""
     build = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", DOCS, tmp_path]

@@ -40,7 +40,7 @@ def losses_and_gradients(config, devices):
     return jax.tree.map(np.asarray, program(*arguments)), program.lower(*arguments).as_text()
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", ["tpu", pytest.param("gpu", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("options", "changes"),
     [

@@ -294,7 +294,7 @@ def test_bad_input_of_export(project, tmp_path, capsys):
     fails(tools.main, ["export", project / "run", "--step", "6", "--best"], "exclude each other", capsys)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_told_to_end_it_saves_first(project, tmp_path, monkeypatch, number):
     """At a step where an evaluation is due: the checkpoint is written, the evaluation is made up for afterwards."""
     draw = training.draw_negatives
@@ -318,6 +318,7 @@ def test_told_to_end_it_saves_first(project, tmp_path, monkeypatch, number):
     assert same_file(tmp_path / "run/model/weights.hdf5", tmp_path / "alone/model/weights.hdf5")
 
 
+@pytest.mark.slow
 def test_told_to_end_within_an_evaluation(project, tmp_path, monkeypatch):
     """The evaluation ends at once; what it would have measured is measured when the run goes on."""
     until_requested = lifecycle.Termination.until_requested

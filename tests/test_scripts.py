@@ -88,7 +88,7 @@ def test_a_run_leaves_what_is_promised(project):
     assert len(vocabulary) == 43
 
 
-@pytest.mark.parametrize("stop", [1, 4])
+@pytest.mark.parametrize("stop", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_run_goes_on_bit_for_bit(project, tmp_path, stop):
     """Stopped after 1 step or 4, then the same command with all 6: the numbers of the run that was never stopped."""
     command = [str(project / "mine.py"), "--workdir", str(tmp_path)]
@@ -372,7 +372,6 @@ def test_the_scripts_as_processes(project, tmp_path):
 
 ORDER = [
     "errors",
-    "parquet_pages",
     "files",
     "arrays",
     "config",
@@ -442,7 +441,7 @@ def test_structure():
         assert set(own) <= set(ORDER[:number]), name
     for name in ORDER[: ORDER.index("streams") + 1]:
         assert not any(module.split(".")[0] in ("jax", "flax") for module in imports(files[name]))
-    assert [name for name, path in files.items() if "pmap" in path.read_text()] == ["parallel"]
+    assert [name for name, path in files.items() if "jax.pmap" in path.read_text()] == ["parallel"]
     for name in ORDER[: ORDER.index("dump") + 1]:
         packages = {module.split(".")[0] for module in imports(files[name])}
         assert not packages & {"flax", "optax", "orbax"}, name

@@ -71,19 +71,19 @@ def train(config, devices, steps):
 
 
 @pytest.mark.parametrize(
-    ("options", "others"),
-    [({"dropout": 0.3, "recurrent_dropout": 0.2}, (2, 4)), ({"softmax": "full"}, (4,))],
-    ids=["sampled, dropout", "full"],
+    ("options", "devices"),
+    [
+        ({"dropout": 0.3, "recurrent_dropout": 0.2}, 4),
+        pytest.param({"dropout": 0.3, "recurrent_dropout": 0.2}, 2, marks=pytest.mark.slow),
+        pytest.param({"softmax": "full"}, 4, marks=pytest.mark.slow),
+    ],
 )
-def test_number_of_devices_does_not_matter(options, others):
-    losses, state, lstm_state = train(config(**options), 1, 4)
-    for devices in others:
-        found_losses, found_state, found_lstm = train(config(**options), devices, 4)
-        assert relative_error(found_losses, losses) < TOLERANCE
-        for found, expected in zip(
-            jax.tree.leaves((found_state, found_lstm)), jax.tree.leaves((state, lstm_state)), strict=True
-        ):
-            assert relative_error(found, expected) < TOLERANCE
+def test_number_of_devices_does_not_matter(options, devices):
+    losses, *states = train(config(**options), 1, 4)
+    found_losses, *found_states = train(config(**options), devices, 4)
+    assert relative_error(found_losses, losses) < TOLERANCE
+    for found, expected in zip(jax.tree.leaves(found_states), jax.tree.leaves(states), strict=True):
+        assert relative_error(found, expected) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -117,6 +117,7 @@ def test_accumulating_takes_the_memory_of_a_microbatch(softmax):
     assert accumulated < 2 * one
 
 
+@pytest.mark.slow
 def test_number_of_rounds_does_not_matter(monkeypatch):
     """Of the exchange of the targets' rows: where there is little room in one, there are more of them."""
     losses, state, _ = train(config(dropout=0.3), 2, 4)
@@ -168,7 +169,7 @@ def dense_run(settings, optimizer, steps):
     return np.array(expected_losses), parameters
 
 
-@pytest.mark.parametrize("softmax", ["sampled", "full"])
+@pytest.mark.parametrize("softmax", ["sampled", pytest.param("full", marks=pytest.mark.slow)])
 def test_step_is_the_dense_update(softmax):
     """Against Adagrad of optax, written without any of our update."""
     settings = config(softmax=softmax)
@@ -323,7 +324,7 @@ def exchanged(*step):
     return operations.exchanged(lowered_step(*step).compile().as_text())
 
 
-@pytest.mark.parametrize("softmax", ["sampled", "full"])
+@pytest.mark.parametrize("softmax", ["sampled", pytest.param("full", marks=pytest.mark.slow)])
 def test_communication_does_not_depend_on_the_vocabulary(softmax):
     """Each parameter's gradient is exchanged once; of the softmax only the rows that the step may touch, or none."""
     few, many = (exchanged(config(softmax=softmax), 2, size) for size in (1_000, 10_000))
@@ -358,6 +359,7 @@ print(json.dumps([test_training.exchanged({settings}, devices, 793_471) for devi
     assert sum(many.values()) - 4 * size < 1.5 * (sum(few.values()) - 4 * size)
 
 
+@pytest.mark.slow
 def test_gradients_summed_in_bfloat16():
     before = initial_parameters()
     settings = [config(dropout=0.3, reduce_precision=kind) for kind in ("float32", "bfloat16")]
