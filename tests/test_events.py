@@ -124,6 +124,7 @@ def test_a_run_in_tensorboard(project):
     assert "&lt;S&gt;" in backward
 
 
+@pytest.mark.slow
 def test_going_on_the_points_are_those_of_one_run(project, tmp_path, monkeypatch):
     """Killed after step 5, when the newest checkpoint is that of step 4."""
     command = [str(project / "mine.py"), "--workdir", str(tmp_path)]

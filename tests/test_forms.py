@@ -40,17 +40,14 @@ def losses_and_gradients(config, devices):
     return jax.tree.map(np.asarray, program(*arguments)), program.lower(*arguments).as_text()
 
 
-@pytest.mark.parametrize("name", ["tpu", pytest.param("gpu", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize(
     ("options", "changes"),
     [
         ({"dropout": 0.3}, {"highway_layers": 2}),
-        pytest.param(
-            {"softmax": "full"},
-            {"activation": "tanh", "cell_clip": 0.3, "projection_clip": 0.2},
-            marks=pytest.mark.slow,
-        ),
-        pytest.param({}, {"cell_dim": 7, "skip_connections": False}, marks=pytest.mark.slow),
+        ({"softmax": "full"}, {"activation": "tanh", "cell_clip": 0.3, "projection_clip": 0.2}),
+        ({}, {"cell_dim": 7, "skip_connections": False}),
     ],
     ids=["sampled, dropout", "full, tanh, clipped", "not projected"],
 )

@@ -294,7 +294,8 @@ def test_bad_input_of_export(project, tmp_path, capsys):
     fails(tools.main, ["export", project / "run", "--step", "6", "--best"], "exclude each other", capsys)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_end_it_saves_first(project, tmp_path, monkeypatch, number):
     """At a step where an evaluation is due: the checkpoint is written, the evaluation is made up for afterwards."""
     draw = training.draw_negatives

@@ -100,6 +100,7 @@ def test_a_run_goes_on_bit_for_bit(project, tmp_path, stop):
     assert without_extra_end == metrics(project / "run")
 
 
+@pytest.mark.slow
 def test_lines_after_the_checkpoint_are_written_again(project, tmp_path):
     command = [str(project / "mine.py"), "--workdir", str(tmp_path)]
     train.main([*command, "--train.steps", "3"])
@@ -142,6 +143,7 @@ def test_words_without_characters_train_and_embed(project, tmp_path):
     assert (known[0, 1] != unknown[0, 1]).any()
 
 
+@pytest.mark.slow
 def test_programs_are_compiled_once_for_all_runs(project, tmp_path):
     """embed.py leaves its programs in the user's cache folder, where the next process finds them."""
     (tmp_path / "text.txt").write_text("one sentence")

@@ -86,13 +86,14 @@ def test_number_of_devices_does_not_matter(options, devices):
         assert relative_error(found, expected) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "devices", "accumulate"),
     [
         ({"dropout": 0.3}, 1, 4),
-        pytest.param({"softmax": "full"}, 2, 2, marks=pytest.mark.slow),
-        pytest.param({"optimizer": "adam", "learning_rate": 0.01}, 2, 2, marks=pytest.mark.slow),
-        pytest.param({"reduce_precision": "bfloat16"}, 1, 2, marks=pytest.mark.slow),
+        ({"softmax": "full"}, 2, 2),
+        ({"optimizer": "adam", "learning_rate": 0.01}, 2, 2),
+        ({"reduce_precision": "bfloat16"}, 1, 2),
     ],
 )
 def test_accumulated_microbatches_are_one_batch(options, devices, accumulate):
@@ -324,7 +325,8 @@ def exchanged(*step):
     return operations.exchanged(lowered_step(*step).compile().as_text())
 
 
-@pytest.mark.parametrize("softmax", ["sampled", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("softmax", ["sampled", "full"])
 def test_communication_does_not_depend_on_the_vocabulary(softmax):
     """Each parameter's gradient is exchanged once; of the softmax only the rows that the step may touch, or none."""
     few, many = (exchanged(config(softmax=softmax), 2, size) for size in (1_000, 10_000))
