@@ -73,7 +73,7 @@ def programs(elmo: elmo_jax.Elmo, precision: Precision, encoded: elmo_jax.Encode
     tagger = lambda frozen: Tagger(ElmoEmbedder.of(elmo, frozen=frozen, precision=precision))
 
     def step(module, params, fixed, encoded):
-        score = lambda params: module.apply({"params": params, "elmo": fixed}, encoded, rngs=dropout)
+        score = lambda params: module.apply({"params": params, **fixed}, encoded, rngs=dropout)
         return jax.value_and_grad(lambda params: loss(score(params), encoded.mask))(params)
 
     def head_step(params, activations, mask):
@@ -83,7 +83,8 @@ def programs(elmo: elmo_jax.Elmo, precision: Precision, encoded: elmo_jax.Encode
     compiled = {}
     for name, frozen in (("frozen", True), ("fine-tuned", False)):
         variables = tagger(frozen).init({"params": key, **dropout}, encoded)
-        arguments = variables["params"], variables["elmo"], encoded
+        params = variables.pop("params")
+        arguments = params, variables, encoded
         program = jax.jit(functools.partial(step, tagger(frozen))).lower(*arguments).compile()
         compiled[name] = [(program, lambda _, arguments=arguments: arguments)]
         if frozen:

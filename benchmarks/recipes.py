@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import tyro
 from tqdm import tqdm
 
@@ -55,14 +54,12 @@ def run(recipe: str, seed: int, common: list[str], folder: Path, steps: int) -> 
     trained = [sys.executable, "-m", "elmo_jax", "train", *common, "--workdir", str(workdir), *options]
     subprocess.run(trained, cwd=ROOT, check=True)
     lines = Workdir(workdir).lines()
-    speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
     perplexities = {line["step"]: line["heldout_perplexity"] for line in lines if "heldout_perplexity" in line}
     return {
         "recipe": recipe,
         "options": " ".join(options[:-2]),
         "seed": seed,
         "heldout_perplexity": perplexities,
-        "tokens_per_second": float(np.median(speeds)),
     }
 
 

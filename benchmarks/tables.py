@@ -403,17 +403,18 @@ def recipes(result: dict) -> str:
     """The table of `benchmarks.recipes`: medians of all seeds, the lowest perplexity first."""
     steps = result["steps"]
     shown = [steps // 4, steps // 2, steps]
-    heads = ["recipe", "options", *(f"after {step:,} steps" for step in shown), "of the published", "tokens/s"]
-    median = lambda name, of: float(np.median([of(run) for run in result["runs"] if run["recipe"] == name]))
+    heads = ["recipe", "options", *(f"after {step:,} steps" for step in shown), "of the published"]
+    of_seeds = lambda name, step: [
+        run["heldout_perplexity"][str(step)] for run in result["runs"] if run["recipe"] == name
+    ]
     names = dict.fromkeys(run["recipe"] for run in result["runs"])
-    at = lambda name, step: median(name, lambda run: run["heldout_perplexity"][str(step)])
+    at = lambda name, step: float(np.median(of_seeds(name, step)))
     base, rows = at(next(iter(names)), steps), []
     for name in sorted(names, key=lambda name: at(name, steps)):
         options = next(run["options"] for run in result["runs"] if run["recipe"] == name)
         perplexities = [f"{at(name, step):,.1f}" for step in shown]
-        speed = median(name, lambda run: run["tokens_per_second"])
         options = f"`{options.replace('--train.', '')}`" if options else "as published"
-        rows.append([name, options, *perplexities, f"{at(name, steps) / base:.2f}", f"{speed:,.0f}"])
+        rows.append([name, options, *perplexities, f"{at(name, steps) / base:.2f}"])
     seeds = sorted({run["seed"] for run in result["runs"]})
     note = (
         f"Held-out perplexity. Config {result['config']}, {result['rows']} rows of {result['window']} positions, "

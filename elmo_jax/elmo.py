@@ -128,7 +128,7 @@ class Elmo:
     def with_parameters(self, parameters: Mapping[str, Any], mixes: Sequence[Mix] | None = None) -> "Elmo":
         """The same model with other parameters [a tree as `parameters`], after fine-tuning, say; `save` writes it.
 
-        The softmax stays; so do the mixes unless others are given.
+        The mixes stay unless others are given.
         """
         arrays = checked_parameters(self.model, parameters, len(self.vocabulary or ()))
         given = self.mixes if mixes is None else tuple(mixes)
@@ -138,8 +138,11 @@ class Elmo:
         return Elmo(folder, {}, self._compilation_cache, self._devices)
 
     def save(self, folder: PathLike) -> None:
-        """Writes a model folder that `load`, bilm-tf and AllenNLP read."""
-        write_model(as_path(folder), self._folder)
+        """Writes a model folder that `load`, bilm-tf and AllenNLP read; without a softmax, so it has no perplexity."""
+        path = as_path(folder)
+        if (path / "checkpoints").exists():
+            raise InputError(f"{path} is the folder of a training run; give another for the model")
+        write_model(path, self._folder)
 
     def __repr__(self) -> str:
         source = [f"{name}={path!r}" for name, path in self._source.items()] or ["not saved"]

@@ -18,7 +18,7 @@ from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.elmo import Elmo
 from elmo_jax.errors import InputError, brief, listed
 from elmo_jax.mix import Mix
-from elmo_jax.model import DIRECTIONS, start_state, word_vectors, zero_state
+from elmo_jax.model import DIRECTIONS, read_before, start_state, state_after, word_vectors, zero_state
 from elmo_jax.modules import ScalarMix, init_bilm
 
 # The collection of variables that are not trained; the name of the biLM's in it or in "params", and of an LSTM's.
@@ -27,12 +27,13 @@ LSTM = re.compile(f"(?:{'|'.join(DIRECTIONS)})_(\\d+)")
 
 
 class Loaded:
-    """What the module of a loaded model begins with: the model, and the state at the beginning of its sentences."""
+    """What the module of a loaded model begins with: the model, and what sentences begin with."""
 
     def __init__(self, elmo: Elmo, state: Literal["warm", "zero"]):
         folder = elmo._folder
         read_by = folder.vocabulary, state, True, folder.alphabet
-        self.elmo, self.start_state = elmo, start_state(folder.model, folder.parameters, *read_by)
+        self.elmo, self.before = elmo, read_before(folder.model, *read_by)
+        self.start_state = start_state(folder.model, folder.parameters, *read_by)
 
     def __repr__(self) -> str:
         return repr(self.elmo)
@@ -48,14 +49,16 @@ class ElmoEmbedder(nn.Module):
                                 the batch (as published, so that a sentence's vectors depend on the others')
     keep_sentence_boundaries    with <S> and </S>, two positions more
     projection_dim              project each representation to this width
-    frozen                      the biLM's parameters are in the collection "elmo" and nothing is computed of their
-                                gradient; otherwise they are "params"' "bilm" and trained with the rest
+    frozen                      the biLM's parameters, and the state at the beginning of a sentence, are in the
+                                collection "elmo" and nothing is computed of their gradient; otherwise they are
+                                "params"' "bilm" and trained with the rest
     precision                   of the LSTMs' products, as in `Elmo.embed_iter`; fine-tuned, of the char CNN's, too
     vocabulary_size             of a model that looks words up
 
-    The state at the beginning of a sentence, "warm" or "zero", is always in the collection "elmo": a constant of the
-    loaded model, also while its parameters are trained. On a mesh, whose axes must be of type Auto, divide rows and
-    share words: Encoded(P(), P(), P("rows"), P("rows"), P("rows")); under pmap in_axes=Encoded(None, None, 0, 0, 0).
+    Fine-tuned, the state at the beginning of a sentence ("warm") is that of the parameters as they are, what `load` of
+    the exported model computes, and no gradient is taken of it. On a mesh, whose axes must be of type Auto, divide rows
+    and share words: Encoded(P(), P(), P("rows"), P("rows"), P("rows")); under pmap in_axes=Encoded(None, None, 0, 0,
+    0).
     """
 
     model: ModelConfig
@@ -75,6 +78,8 @@ class ElmoEmbedder(nn.Module):
 
         Call `init` outside of jit, which would compile the weights into the program. `options` are the fields above.
         """
+        if not isinstance(elmo, Elmo):
+            raise InputError(f"ElmoEmbedder.of was given {brief(repr(elmo))}; it takes what elmo_jax.load gives")
         if state not in ("warm", "zero"):
             raise InputError(f"state is {brief(repr(state))}; it must be 'warm' or 'zero'")
         return cls(elmo.model, vocabulary_size=len(elmo.vocabulary or ()), loaded=Loaded(elmo, state), **options)
@@ -122,15 +127,17 @@ class ElmoEmbedder(nn.Module):
         key = lambda: self.make_rng("params")
         if self.frozen:
             bilm = self.variable(COLLECTION, BILM, lambda: self._initial_parameters(key())).value
+            begin = self.variable(COLLECTION, "start_state", self._initial_state).value
         else:
             bilm = self.param(BILM, self._initial_parameters)
-        begin = self.variable(COLLECTION, "start_state", self._initial_state).value
         if self.is_initializing():
             return jnp.zeros((self.model.layers + 1, *mask.shape, 2 * self.model.projection_dim))
         if self.frozen:
-            bilm = jax.lax.stop_gradient(bilm)
-        begin, used = jax.lax.stop_gradient(begin), mask.any(0) if self.frozen else None
-        words_in = "float32" if self.frozen else self.precision
+            bilm, begin = jax.lax.stop_gradient((bilm, begin))
+            words_in, used = "float32", mask.any(0)
+        else:
+            begin = state_after(self.model, jax.lax.stop_gradient(bilm), self.loaded and self.loaded.before)
+            words_in, used = self.precision, None
         vectors = word_vectors(self.model, bilm["words"], encoded.words, encoded.count, words_in)
         return read_sentences(self.model, bilm, vectors, positions, mask, begin, self.precision, used)
 
@@ -192,6 +199,9 @@ def layer_rates(rates: Mapping[str, float]) -> optax.GradientTransformation:
     `optax.chain(optax.adam(1e-3), layer_rates({"words": 0.0, "lstm_0": 0.1, "lstm_1": 0.3}))`: groups that are not
     named have 1; those with 0 stay as they are.
     """
+    numbers = isinstance(rates, Mapping) and all(isinstance(rate, int | float) for rate in rates.values())
+    if not numbers or min(rates.values(), default=0) < 0:
+        raise InputError(f"rates are {brief(repr(rates))}; they must be a dict of groups and numbers from 0 up")
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
         groups = parameter_groups(updates)

@@ -153,12 +153,44 @@ def prepared_layers(model: ModelConfig, parameters: dict[str, Any], precision: P
     return {layer: paired(*(prepared(one, precision) for one in both)) for layer, both in layers.items()}
 
 
+class Before(NamedTuple):
+    """What is read before every sentence, from zero: words as in `word_vectors`, and the positions of one row."""
+
+    words: Words
+    reading: Reading
+
+
+def read_before(
+    model: ModelConfig,
+    vocabulary: Vocabulary | None,
+    mode: Literal["warm", "zero"],
+    boundaries: bool = True,
+    alphabet: Alphabet | None = None,
+) -> Before | None:
+    """What leads to the fixed state where a sentence begins; None: nothing does, it is zero.
+
+    "warm": the end of a short sentence; in training no sentence began with a zero state. Unless the `boundaries` are
+    positions of their own, the one that each direction reads first is read here, once for all.
+    """
+    words = [BEGIN_SENTENCE, *WARM_SENTENCE, END_SENTENCE]
+    places = list(range(len(words) - 1)) if mode == "warm" else []
+    if not boundaries:
+        places.append(0)
+    if not places:
+        return None
+    forward = np.array([places], np.int32)
+    return Before(encoded(model, words, vocabulary, alphabet), Reading(forward, len(words) - 1 - forward))
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _state_after(model: ModelConfig, parameters: dict[str, Any], words: Words, reading: Reading) -> State:
-    """The state of one row that has read a few words, given as in `word_vectors`, from zero."""
-    count = len(jax.tree.leaves(words)[0])
-    vectors = word_vectors(model, parameters["words"], words, np.int32(count), "float32")
-    return read_window(model, parameters, vectors, reading, zero_state(model, 1))[1]
+def state_after(model: ModelConfig, parameters: dict[str, Any], before: Before | None) -> State:
+    """The fixed state where a sentence begins: cell [D], hidden [P] of every direction and layer."""
+    if before is None:
+        return zero_state(model)
+    count = len(jax.tree.leaves(before.words)[0])
+    vectors = word_vectors(model, parameters["words"], before.words, np.int32(count), "float32")
+    _, state = read_window(model, parameters, vectors, before.reading, zero_state(model, 1))
+    return jax.tree.map(lambda array: array[0], state)
 
 
 def start_state(
@@ -169,21 +201,10 @@ def start_state(
     boundaries: bool = True,
     alphabet: Alphabet | None = None,
 ) -> State:
-    """The fixed state where a sentence begins: cell [D], hidden [P] of every direction and layer, as NumPy.
-
-    "warm": what the end of a short sentence leaves; in training no sentence began with a zero state. Unless the
-    `boundaries` are positions of their own, the one that each direction reads first is read here, once for all.
-    """
-    words = [BEGIN_SENTENCE, *WARM_SENTENCE, END_SENTENCE]
-    places = list(range(len(words) - 1)) if mode == "warm" else []
-    if not boundaries:
-        places.append(0)
-    if not places:
-        return zero_state(model)
-    forward = np.array([places], np.int32)
-    read = encoded(model, words, vocabulary, alphabet)
-    state = _state_after(model, parameters, read, Reading(forward, len(words) - 1 - forward))
-    return jax.tree.map(lambda array: np.asarray(array)[0], state)
+    """`state_after` what is read before every sentence, as NumPy; also where JAX is tracing."""
+    with jax.ensure_compile_time_eval():
+        state = state_after(model, parameters, read_before(model, vocabulary, mode, boundaries, alphabet))
+        return jax.tree.map(np.asarray, state)
 
 
 def scalar_mix(

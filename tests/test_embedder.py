@@ -124,7 +124,8 @@ def tagger_of(elmo, **options):
     """The tagger, its "params" and what is not trained."""
     tagger = Tagger(ElmoEmbedder.of(elmo, **options))
     variables = tagger.init(KEY, elmo.encode(SENTENCES), True)
-    return tagger, variables["params"], {"elmo": variables["elmo"]}
+    params = variables.pop("params")
+    return tagger, params, variables
 
 
 def step_of(tagger):
@@ -192,15 +193,14 @@ def test_fine_tuned_parameters_are_exported(elmo, tmp_path):
     learned.save(tmp_path)
     loaded = elmo_jax.load(tmp_path)
     np.testing.assert_array_equal(loaded.mix.weights, params["embedder"]["scalar_mix_0"]["weights"])
-    # Where sentences begin, "zero" depends on no parameters, while "warm" is what the model had before.
-    zero = ElmoEmbedder.of(elmo, state="zero", frozen=False)
-    variables = zero.init(KEY, encoded, deterministic=True)
-    variables["params"]["bilm"] = params["embedder"]["bilm"]
-    (average,), mask = representations_of(zero, variables, encoded)
     again = pickle.loads(pickle.dumps(learned))
-    for model in (loaded, learned, again):
-        for row, valid, vectors in zip(average, mask, model.embed(SENTENCES, state="zero"), strict=True):
-            np.testing.assert_allclose(row[valid], vectors, atol=2e-6)
+    for state in ("warm", "zero"):
+        module = ElmoEmbedder.of(elmo, state=state, frozen=False)
+        variables = {"params": params["embedder"]}
+        (mixed,), mask = representations_of(module, variables, encoded)
+        for model in (loaded, learned, again):
+            for row, valid, vectors in zip(mixed, mask, model.embed(SENTENCES, layers="mix", state=state), strict=True):
+                np.testing.assert_allclose(row[valid], vectors, atol=2e-6)
     assert np.abs(elmo.embed(SENTENCES[:1])[0] - learned.embed(SENTENCES[:1])[0]).max() > 1e-3
     assert "not saved" in repr(learned)
 
@@ -225,8 +225,8 @@ def test_allennlp_reads_what_was_fine_tuned(archive, tmp_path):
     elmo, sentences = archive
     tagger, encoded = Tagger(ElmoEmbedder.of(elmo, frozen=False)), elmo.encode(sentences)
     variables = tagger.init(KEY, encoded, True)
-    params, fixed = variables["params"], {"elmo": variables["elmo"]}
-    _, gradients = step_of(tagger)(params, fixed, encoded, KEY)
+    params = variables.pop("params")
+    _, gradients = step_of(tagger)(params, variables, encoded, KEY)
     params = jax.tree.map(lambda array, gradient: array - 0.1 * gradient, params, gradients)
     tagger.embedder.to_elmo(params["embedder"]).save(tmp_path)
     command = [python, "-W", "ignore", "-c", ALLENNLP, tmp_path, *map(" ".join, sentences)]
@@ -377,6 +377,11 @@ def test_bad_input(elmo):
     ):
         with pytest.raises(InputError, match=message):
             ElmoEmbedder.of(elmo, **options)
+    with pytest.raises(InputError, match=r"it takes what elmo_jax\.load gives"):
+        ElmoEmbedder.of("runs/demo")
+    for rates in (0.1, {"words": "0.1"}, {"words": -1}):
+        with pytest.raises(InputError, match="they must be a dict of groups and numbers from 0 up"):
+            layer_rates(rates)
     with pytest.raises(InputError, match=r"it must be a ModelConfig; for a loaded model, ElmoEmbedder\.of"):
         ElmoEmbedder(elmo)
     embedder = ElmoEmbedder.of(elmo)
@@ -392,6 +397,21 @@ def test_bad_input(elmo):
         elmo.with_parameters(own)
     with pytest.raises(InputError, match="words is no group of parameters"):
         elmo.with_parameters(elmo.parameters | {"words": 3})
+
+
+def test_a_run_is_not_overwritten(elmo, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(InputError, match="is the folder of a training run; give another"):
+        elmo.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_module_may_be_made_within_jit(elmo, frozen):
+    encoded = elmo.encode(SENTENCES)
+    inside = jax.jit(lambda key: ElmoEmbedder.of(elmo, frozen=frozen).init(key, encoded, deterministic=True))(KEY)
+    outside = ElmoEmbedder.of(elmo, frozen=frozen).init(KEY, encoded, deterministic=True)
+    jax.tree.map(np.testing.assert_array_equal, inside, outside)
 
 
 def test_a_module_without_a_loaded_model():
