@@ -35,6 +35,8 @@ RECIPES = {
     "adam-0.001-cosine": f"{ADAM} 0.001 {COSINE}",
     "adam-0.002-cosine": f"{ADAM} 0.002 {COSINE}",
     "adam-0.004-cosine": f"{ADAM} 0.004 {COSINE}",
+    "published-reset": "--train.state_reset 0.05",
+    "adam-0.002-cosine-reset": f"{ADAM} 0.002 {COSINE} --train.state_reset 0.05",
     "adam-0.002-cosine-clip-1": f"{ADAM} 0.002 {COSINE} --train.clip_norm 1",
     "adam-0.002-cosine-beta2-0.98": f"{ADAM} 0.002 {COSINE} --train.beta2 0.98",
     "adam-0.002-cosine-no-dropout": f"{ADAM} 0.002 {COSINE} --train.dropout 0",

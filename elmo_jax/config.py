@@ -165,6 +165,9 @@ class TrainConfig:
     eval_every: int = 10_000
     """Steps between measurements of held-out perplexity. The first come sooner, before the first step, after 16 and at
     every doubling; the last step has one."""
+    state_reset: float = 0.0
+    """Share of the rows whose LSTM state begins from zero in each step, as it does where the model is used; bilm-tf's
+    run on for the whole training."""
     patience: int | None = None
     """End the run when so many measurements of held-out perplexity in turn have brought no new lowest. None: never."""
     log_every: int = 10
@@ -198,6 +201,7 @@ BOUNDS = {
     **dict.fromkeys(("train.accumulate", "train.decay_steps", "train.patience"), (1, LARGEST)),
     **dict.fromkeys(("train.momentum", "train.beta1", "train.beta2"), (0, math.nextafter(1, 0))),
     "train.warmup_steps": (0, LARGEST),
+    "train.state_reset": (0, 1),
     "train.epsilon": (SMALLEST, 1e38),
     "train.weight_decay": (0, 1e38),
     "model.alphabet": (261, 2**21),

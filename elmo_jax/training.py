@@ -113,6 +113,13 @@ def recurrent_masks_by_row(key: jax.Array, row_ids: jax.Array, rate: float, size
     return mask
 
 
+def reset_by_row(key: jax.Array, row_ids: jax.Array, rate: float, lstm_state: State) -> State:
+    """The LSTM state, leaves [B, ..], zero in a share `rate` of the rows."""
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(row_ids)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate))(keys)
+    return jax.tree.map(lambda leaf: jnp.where(keep[:, None], leaf, 0.0), lstm_state)
+
+
 class LossInputs(NamedTuple):
     """What the loss depends on beside the parameters.
 
@@ -157,11 +164,14 @@ def loss(config: Config, parameters: dict[str, Any], inputs: LossInputs) -> tupl
     dropout = dropout_by_row(key, inputs.row_ids, train.dropout) if train.dropout else None
     vectors = word_vectors(model, bilm["words"], batch.words, batch.count, train.precision)
     reading, options = Reading(batch.forward, batch.backward), {"precision": train.precision, "dropout": dropout}
+    own_key = lambda number: jax.random.fold_in(key, 2 * model.layers + 2 + number)  # after the places of `dropout`
     if train.recurrent_dropout:
-        own_key = jax.random.fold_in(key, 2 * model.layers + 2)  # the numbers before are places of `dropout`
         rate, size = train.recurrent_dropout, model.projection_dim
-        options["recurrent_mask"] = recurrent_masks_by_row(own_key, inputs.row_ids, rate, size)
-    activations, lstm_state = read_window(model, bilm, vectors, reading, inputs.lstm_state, **options)
+        options["recurrent_mask"] = recurrent_masks_by_row(own_key(0), inputs.row_ids, rate, size)
+    lstm_state = inputs.lstm_state
+    if train.state_reset:
+        lstm_state = reset_by_row(own_key(1), inputs.row_ids, train.state_reset, lstm_state)
+    activations, lstm_state = read_window(model, bilm, vectors, reading, lstm_state, **options)
     hidden = [layers[-1] for layers in activations]  # [T, b, P]
     if dropout is not None:
         hidden = [dropout(2 * model.layers + direction, array) for direction, array in enumerate(hidden)]

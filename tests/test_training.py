@@ -73,7 +73,7 @@ def train(config, devices, steps):
 @pytest.mark.parametrize(
     ("options", "devices"),
     [
-        ({"dropout": 0.3, "recurrent_dropout": 0.2}, 4),
+        ({"dropout": 0.3, "recurrent_dropout": 0.2, "state_reset": 0.3}, 4),
         pytest.param({"dropout": 0.3, "recurrent_dropout": 0.2}, 2, marks=pytest.mark.slow),
         pytest.param({"softmax": "full"}, 4, marks=pytest.mark.slow),
     ],
@@ -200,6 +200,27 @@ def test_dropout_by_row():
     own = training.dropout_by_row(key, row_ids[4:], 0.3)(2, x[:, 4:])
     assert (own == dropped[:, 4:]).all()
     assert (training.dropout_by_row(key, row_ids, 0.3)(3, x) != dropped).any()
+
+
+def test_reset_states():
+    """Of some rows, whichever device has them; the others' stay."""
+    key, row_ids = jax.random.key(3), jnp.arange(70)
+    state = jnp.ones((70, 4)), jnp.full((70, 2), 2.0)
+    found = training.reset_by_row(key, row_ids, 0.3, state)
+    kept = np.asarray(found[0][:, 0] == 1)
+    assert 0.5 < kept.mean() < 0.9
+    for leaf, before in zip(found, state, strict=True):
+        assert (leaf == np.where(kept[:, None], before, 0)).all()
+    part = training.reset_by_row(key, row_ids[40:], 0.3, (state[0][40:], state[1][40:]))
+    assert (part[0] == found[0][40:]).all()
+
+
+@pytest.mark.slow
+def test_steps_with_reset_states():
+    """The first step begins from zero anyhow, the second does not unless all rows are reset."""
+    (reset, *_), (carried, *_) = train(config(state_reset=1.0), 1, 2), train(config(), 1, 2)
+    assert (reset[0] == carried[0]).all()
+    assert (reset[1] != carried[1]).all()
 
 
 def test_recurrent_dropout():
