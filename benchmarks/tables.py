@@ -402,19 +402,20 @@ def dearest(name: str, operations: list, top: int) -> str:
 def recipes(result: dict) -> str:
     """The table of `benchmarks.recipes`: medians of all seeds, the lowest perplexity first."""
     steps = result["steps"]
-    shown = [steps // 4, steps // 2, steps]
+    shown = [*(number * (steps // 4) for number in (1, 2, 3)), steps]
     heads = ["recipe", "options", *(f"after {step:,} steps" for step in shown), "of the published"]
     of_seeds = lambda name, step: [
         run["heldout_perplexity"][str(step)] for run in result["runs"] if run["recipe"] == name
     ]
     names = dict.fromkeys(run["recipe"] for run in result["runs"])
     at = lambda name, step: float(np.median(of_seeds(name, step)))
+    short = lambda value, digits: f"{value:,.{digits}}" if value < 1e5 else f"{value:.1e}"
     base, rows = at(next(iter(names)), steps), []
     for name in sorted(names, key=lambda name: at(name, steps)):
         options = next(run["options"] for run in result["runs"] if run["recipe"] == name)
-        perplexities = [f"{at(name, step):,.1f}" for step in shown]
+        perplexities = [short(at(name, step), "1f") for step in shown]
         options = f"`{options.replace('--train.', '')}`" if options else "as published"
-        rows.append([name, options, *perplexities, f"{at(name, steps) / base:.2f}"])
+        rows.append([name, options, *perplexities, short(at(name, steps) / base, "2f")])
     seeds = sorted({run["seed"] for run in result["runs"]})
     note = (
         f"Held-out perplexity. Config {result['config']}, {result['rows']} rows of {result['window']} positions, "

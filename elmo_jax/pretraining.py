@@ -46,8 +46,8 @@ class Arguments:
     """Pretrains a bidirectional language model; goes on with the run in the workdir if there is one."""
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CONFIG")]
-    """tiny, small, medium or original, or a path: a Python file with `config = Config(...)`, or a run's config.json.
-    Its values are the defaults below."""
+    """tiny, small, medium, original, small_adam, or a path: a Python file with `config = Config(...)`, or a run's
+    config.json. Its values are the defaults below."""
     workdir: str
     """Folder of the run (may be gs://...): config.json, vocab.txt, metrics.jsonl, checkpoints/ and model/."""
     config: Annotated[Config, tyro.conf.arg(name="")]

@@ -55,7 +55,7 @@ def test_a_text_takes_each_token_and_each_distinct_word():
     assert operations.of_text(SMALL, sentences) == expected
 
 
-@pytest.mark.parametrize("name", ["README.md", "benchmarks/README.md", "benchmarks/SCALING.md"])
+@pytest.mark.parametrize("name", ["README.md", "benchmarks/README.md", "benchmarks/SCALING.md", "docs/training.md"])
 def test_tables_are_those_of_the_results(name):
     text = (ROOT / name).read_text()
     assert tables.PLACES.search(text)
@@ -177,6 +177,16 @@ def test_recipes_are_such_as_training_takes(name):
     check(config)
     published = replace(load_config("small").train, steps=2000)
     assert (config.train == published) == (name == "published")
+
+
+def test_the_shipped_recipe_is_that_of_the_benchmark():
+    result = json.loads((systems.RESULTS / "recipes-small-cpu.json").read_text())
+    best = min(result["runs"], key=lambda run: run["heldout_perplexity"][str(result["steps"])])
+    options = f"--train.steps {result['steps']} --train.batch_size {result['rows']} {best['options']}"
+    benchmarked = parse(["small", "--workdir", "run", *options.split()]).config
+    shipped = load_config("small_adam")
+    same = {"checkpoint_every": 250, "eval_every": 250}
+    assert shipped == replace(benchmarked, train=replace(benchmarked.train, **same))
 
 
 @pytest.mark.slow
