@@ -33,7 +33,8 @@ class Loaded:
         folder = elmo._folder
         read_by = folder.vocabulary, state, True, folder.alphabet
         self.elmo, self.before = elmo, read_before(folder.model, *read_by)
-        self.start_state = start_state(folder.model, folder.parameters, *read_by)
+        with jax.ensure_compile_time_eval():  # whoever makes it within jit
+            self.start_state = start_state(folder.model, folder.parameters, *read_by)
 
     def __repr__(self) -> str:
         return repr(self.elmo)

@@ -201,10 +201,9 @@ def start_state(
     boundaries: bool = True,
     alphabet: Alphabet | None = None,
 ) -> State:
-    """`state_after` what is read before every sentence, as NumPy; also where JAX is tracing."""
-    with jax.ensure_compile_time_eval():
-        state = state_after(model, parameters, read_before(model, vocabulary, mode, boundaries, alphabet))
-        return jax.tree.map(np.asarray, state)
+    """`state_after` what is read before every sentence, as NumPy."""
+    state = state_after(model, parameters, read_before(model, vocabulary, mode, boundaries, alphabet))
+    return jax.tree.map(np.asarray, state)
 
 
 def scalar_mix(
