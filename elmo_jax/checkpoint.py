@@ -62,13 +62,13 @@ class NewestAndBest:
 
 
 class Manager(ocp.CheckpointManager):
-    """Orbax's manager, without what it does for runs that leave more to it."""
+    """Orbax's manager, which asks neither for metrics nor for preemption: those are this project's own."""
 
     def metrics(self, step: int) -> None:
         """None: damaged ones, which older versions of this project gave it, do not stop a run."""
 
     def reached_preemption(self, step: int) -> bool:
-        """False: JAX agrees on when to end by the numbers that `Termination` counts up, among which a step is lost."""
+        """False: only `Termination` asks, by its own numbers; told a step, JAX would agree on one that never comes."""
         return False
 
 

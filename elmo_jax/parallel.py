@@ -128,9 +128,12 @@ def gather_hosts() -> list[str]:
     return [bytes(host).rstrip(b"\0").decode("utf-8", "replace") for host in everyones]
 
 
-def stop_requested(step: int) -> bool:
-    """Whether a process has been told to end (SIGTERM, preemption): the same answer on all, called on all each step."""
-    return multihost_utils.reached_preemption_sync_point(step)
+def stop_requested(call: int) -> bool:
+    """Whether a process has been told to end (SIGTERM, preemption): the same answer on all.
+
+    All call it equally often, with 1, 2, 3, ..: once told, JAX says so at one of these numbers alone.
+    """
+    return multihost_utils.reached_preemption_sync_point(call)
 
 
 def is_distributed() -> bool:

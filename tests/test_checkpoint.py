@@ -69,7 +69,7 @@ def test_newest_and_best_are_kept(folder):
 
 
 def test_saving_does_not_ask_whether_to_end(folder, monkeypatch):
-    """Orbax would ask by the step, JAX takes only numbers that rise: a run that counts otherwise would never end."""
+    """Orbax would ask with the step, and JAX then agree to end at the next one: a number that is never asked."""
     asked = []
     monkeypatch.setattr(parallel.multihost_utils, "reached_preemption_sync_point", asked.append)
     save_two(folder)
