@@ -10,7 +10,7 @@ from tqdm import tqdm
 import elmo_jax
 from elmo_jax.arrays import Unwritable
 from elmo_jax.compilation import keep_compiled
-from elmo_jax.config import Precision, TextFormat, check_trainable
+from elmo_jax.config import Precision, TextFormat
 from elmo_jax.convert import Form, write_as
 from elmo_jax.corpus import BUILTIN, Corpus, WordCounts, cached, count_words, sentences
 from elmo_jax.curves import draw
@@ -18,15 +18,15 @@ from elmo_jax.dump import nearest as nearest_in_dump
 from elmo_jax.elmo import Layers, StateMode, load
 from elmo_jax.engine import Pool
 from elmo_jax.errors import InputError, exit_on_bad_input, needing
+from elmo_jax.evaluation import check_rows, check_scoring, evaluator, prepared
 from elmo_jax.files import as_path, check_output
 from elmo_jax.folders import model_files
 from elmo_jax.mix import Mix
-from elmo_jax.model import start_state
 from elmo_jax.outputs import Compression, Shard, Target, VectorType, Writer
 from elmo_jax.published import MODELS, here, local, read_any
 from elmo_jax.published import download as download_model
 from elmo_jax.sources import TextForm, files_of, read_input
-from elmo_jax.streams import LanguageModelStream, prefetch, word_encoder
+from elmo_jax.streams import prefetch
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import ModelFolder, read_model, write_folder
 
@@ -265,27 +265,12 @@ def perplexity(
         text_column: Field of JSON lines or column of Parquet, "tokens" by default: lists of tokens or text. Number of
             the column of CoNLL, from 1, or name of that of CoNLL-U, FORM by default.
     """
-    with needing("train"):
-        from elmo_jax.evaluation import evaluator
-        from elmo_jax.parallel import device_count, replicate
-        from elmo_jax.softmax_table import place
-    devices = device_count()
-    if batch_size < 1 or batch_size % devices:
-        raise InputError(f"batch_size is {batch_size}, which cannot be divided by {devices} devices; give a multiple")
-    if window < 1:
-        raise InputError(f"window is {window}; it must be 1 or more")
+    check_rows(batch_size, window)
     folder = _read_model(model, options, weights, vocab, softmax)
-    check_trainable(folder.model)
-    if folder.softmax is None or folder.vocabulary is None:
-        raise InputError(f"{model or weights} has no softmax.hdf5 (with its vocab.txt); perplexity needs it")
+    check_scoring(folder, model or weights)
     text = sentences((input,), "--input", True, "reading", TextForm(text_format, text_column))
     corpus = Corpus(text, folder.vocabulary, input)
-    parameters = {"bilm": replicate(folder.parameters), "softmax": place(folder.softmax, batch_size)}
-    encode = word_encoder(corpus, folder.model)
-    batches = LanguageModelStream(corpus, batch_size, window, encode, devices=devices, once=True)
-    begin = None
-    if state != "carry":
-        begin = start_state(folder.model, folder.parameters, folder.vocabulary, state)
+    parameters, batches, begin = prepared(folder, corpus, state, batch_size, window)
     evaluate = evaluator(folder.model, precision)
     shown = tqdm(prefetch(batches), "perplexity", batches.windows, unit=" windows", leave=False)
     result = evaluate(parameters, shown, begin)
