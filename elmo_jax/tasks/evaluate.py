@@ -1,0 +1,52 @@
+"""Runs tasks on systems: piece by piece, each kept when it is whole, so that a run that was stopped goes on."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from etils import epath
+from tqdm import tqdm
+
+import elmo_jax
+from elmo_jax.errors import InputError, brief, listed
+from elmo_jax.files import writing
+from elmo_jax.tasks.report import Figure
+from elmo_jax.tasks.systems import System
+
+
+class Options(NamedTuple):
+    """What all tasks take: how often what is learned is learned anew, the first examples only, fine-tuning beside it.
+
+    `output` is the folder of the run, for models that a task makes.
+    """
+
+    seeds: int = 5
+    limit: int | None = None
+    fine_tune: bool = False
+    output: str = ""
+
+
+class Piece(NamedTuple):
+    """A part of a task that is kept when it is done: what it is called, what decides its result, and making it.
+
+    `name` is one line for the progress bar; `decides` is JSON that, with the project's version, names everything that
+    the figures depend on: the task, digests of its data, systems' identities, the options that it reads.
+    """
+
+    name: str
+    decides: dict[str, Any]
+    figures: Callable[[], list[Figure]]
+
+
+# A task: the path that it was given, systems and options → pieces. It reads and checks its whole file at once, so that
+# bad input is told before anything is computed.
+Task = Callable[[str, Sequence[System], Options], list[Piece]]
+
+
+def digest(*parts: bytes) -> str:
+    """Of what was read, for `Piece.decides`."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(hashlib.sha256(part).digest())
+    return whole.hexdigest()[:32]
