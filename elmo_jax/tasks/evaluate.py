@@ -1,6 +1,5 @@
 """Runs tasks on systems: piece by piece, each kept when it is whole, so that a run that was stopped goes on."""
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from tqdm import tqdm
 import elmo_jax
 from elmo_jax.errors import InputError, brief, listed
 from elmo_jax.files import writing
+from elmo_jax.tasks.formats import digest as digest
 from elmo_jax.tasks.report import Figure
 from elmo_jax.tasks.systems import System
 
@@ -42,11 +42,3 @@ class Piece(NamedTuple):
 # A task: the path that it was given, systems and options → pieces. It reads and checks its whole file at once, so that
 # bad input is told before anything is computed.
 Task = Callable[[str, Sequence[System], Options], list[Piece]]
-
-
-def digest(*parts: bytes) -> str:
-    """Of what was read, for `Piece.decides`."""
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(hashlib.sha256(part).digest())
-    return whole.hexdigest()[:32]
