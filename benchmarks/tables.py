@@ -424,6 +424,24 @@ def recipes(result: dict) -> str:
     return markdown(heads, rows) + "\n" + note
 
 
+def quality(result: dict) -> str:
+    """The table of `benchmarks.quality`: a line for each seed, then the means."""
+    seeds = sorted({run["seed"] for run in result["runs"]})
+    heads, rows = ["held-out perplexity (forward, backward)", "bilm-tf", "this project", "ratio"], []
+    for seed in seeds:
+        of_seed = {run["system"]: run["heldout_perplexity"] for run in result["runs"] if run["seed"] == seed}
+        theirs, ours = of_seed["bilm-tf"], of_seed["elmo_jax"]
+        cells = [f"{one['both']:.1f} ({one['forward']:.1f}, {one['backward']:.1f})" for one in (theirs, ours)]
+        rows.append([f"seed {seed}", *cells, f"{ours['both'] / theirs['both']:.3f}"])
+    mean = result["mean"]
+    rows.append(["**mean**", f"{mean['bilm-tf']:.1f}", f"{mean['elmo_jax']:.1f}", f"{result['ratio']:.3f}"])
+    note = (
+        f"Config {result['config']}, {result['rows']} rows of {result['window']} positions, {result['steps']:,} steps. "
+        f"{about(result)}.\n"
+    )
+    return markdown(heads, rows) + "\n" + note
+
+
 def embedder(result: dict) -> str:
     """The table of `benchmarks.embedder`."""
     heads, rows = ["a step", "seconds (min – max)", "ratio (min – max)", "tokens/s", "temporary memory"], []
@@ -465,6 +483,7 @@ TABLES = {
         checkpoints,
         pod,
         recipes,
+        quality,
         compiled,
     )
 }
