@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Iterable
 from typing import Literal
 
 import tyro
@@ -25,6 +26,8 @@ from elmo_jax.mix import Mix
 from elmo_jax.outputs import Compression, Shard, Target, VectorType, Writer
 from elmo_jax.published import MODELS, here, local, read_any
 from elmo_jax.published import download as download_model
+from elmo_jax.scores import score as score_text
+from elmo_jax.scores import write as write_scores
 from elmo_jax.sources import TextForm, files_of, read_input
 from elmo_jax.streams import prefetch
 from elmo_jax.vocabulary import Vocabulary
@@ -280,6 +283,68 @@ def perplexity(
     )
 
 
+def score(
+    input: str,
+    output: str,
+    model: str | None = None,
+    options: str | None = None,
+    weights: str | None = None,
+    vocab: str | None = None,
+    softmax: str | None = None,
+    top: int = 0,
+    state: StateMode = "warm",
+    precision: Precision = "float32",
+    batch_size: int = 32,
+    window: int = 32,
+    text_format: TextFormat | None = None,
+    text_column: str | None = None,
+) -> None:
+    """Writes the log-probability of each token of a text, forward and backward, as a JSON object a line.
+
+    Of a line of n tokens: "tokens"; "unknown", which of them the vocabulary lacks, so that they are scored as <UNK>;
+    "forward", natural logarithms of the probability of each token after those before it, and last of </S>, n + 1
+    numbers; "backward", of each token before those after it, and last of <S>; "both", their mean; "sums" of the three.
+    A blank line has none. With --top, "forward_top" and "backward_top" have for each of the n + 1 the words that the
+    model expects in its place, with their probabilities.
+
+    Args:
+        input: Text as for embed, or "builtin" for the held-out tenth of the built-in text.
+        output: File to write, .jsonl; it appears only when it is whole.
+        model: Model as for perplexity, with a vocab.txt and a softmax.hdf5.
+        options: In place of --model: the model's options.json, with --weights, --vocab and --softmax.
+        weights: In place of --model: the model's weights.hdf5.
+        vocab: In place of --model: the model's vocabulary.
+        softmax: In place of --model: the model's softmax.hdf5.
+        top: How many of the most probable words of each position to write.
+        state: LSTM state at the beginning of a sentence: warm or zero, by which a sentence's score depends on it alone,
+            or carried on within a row, as in training.
+        precision: Inputs of the matrix products.
+        batch_size: Rows of sentences, on all devices together.
+        window: Positions read at a time.
+        text_format: Format of the text; by default what the end of the file's name says, else lines.
+        text_column: Field of JSON lines or column of Parquet, "tokens" by default: lists of tokens or text. Number of
+            the column of CoNLL, from 1, or name of that of CoNLL-U, FORM by default.
+    """
+    if not output.endswith(".jsonl"):
+        raise InputError(f"--output is {output}; give a file that ends in .jsonl")
+    files = model_files(local(model)) if model is not None and not options and not weights else []
+    names = [] if input == BUILTIN else files_of([input], "--input")
+    check_output(output, *names, *files, options, weights, vocab, softmax)
+    folder = _read_model(model, options, weights, vocab, softmax)
+    check_scoring(folder, model or weights)
+    if input == BUILTIN:
+        text: Iterable[list[str]] = sentences((BUILTIN,), "--input", True)
+    else:
+        text = read_input([input], text_format, text_column, progress="reading")
+    chosen = {"state": state, "precision": precision, "top": top, "batch_size": batch_size, "window": window}
+    total = write_scores(score_text(folder, text, **chosen), output)
+    print(
+        f"wrote {output}, {total.lines:,} lines: perplexity {total.perplexity.both:.3f} (forward "
+        f"{total.perplexity.forward:.3f}, backward {total.perplexity.backward:.3f}) over {total.predictions:,} tokens, "
+        f"{total.unknown:.1%} <UNK>, state {state}"
+    )
+
+
 def _read_model(model: str | None, *files: str | None) -> ModelFolder:
     """A model with its softmax, from a folder or from its files (options, weights, vocab, softmax)."""
     options, weights, *others = (None if file is None else as_path(file) for file in files)
@@ -411,6 +476,7 @@ COMMANDS = {
     "vocab": vocab,
     "tokenize": tokenize,
     "perplexity": perplexity,
+    "score": score,
     "nearest": nearest,
     "convert": convert,
     "export": export,

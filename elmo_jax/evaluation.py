@@ -74,9 +74,9 @@ def most_probable(hidden: jax.Array, softmax: dict[str, jax.Array], count: int, 
         logits, _ = block_logits(everyones, weight, bias, *block, size, precision)
         new_largest = jnp.maximum(largest, logits.max(-1))
         total = total * jnp.exp(largest - new_largest) + jnp.exp(logits - new_largest[:, None]).sum(-1)
-        here = jnp.broadcast_to((block[0] + lax.iota(jnp.int32, size))[None], logits.shape)
-        best, chosen = lax.top_k(jnp.concatenate([best, logits], 1), own)
-        places = jnp.take_along_axis(jnp.concatenate([places, here], 1), chosen, 1)
+        of_block, here = lax.top_k(logits, min(own, size))
+        best, chosen = lax.top_k(jnp.concatenate([best, of_block], 1), own)
+        places = jnp.take_along_axis(jnp.concatenate([places, block[0] + here], 1), chosen, 1)
         return (new_largest, total, best, places), None
 
     unknown = jnp.full(len(everyones), -jnp.inf)
@@ -170,8 +170,8 @@ def evaluator(
     """Compiles `evaluate(parameters, batches, start_state) → Perplexity` for as many devices as the batches have.
 
     parameters whose softmax `softmax_table.place` (or `training.place`) has divided for the batches' rows; batches
-    from a LanguageModelStream; start_state as in `evaluation_step` (`prepared` makes them all). `watch` is called with every batch and the losses
-    of its tokens, [devices, 2, T, b]. `evaluate.lower` is that of a window's program.
+    from a LanguageModelStream; start_state as in `evaluation_step` (`prepared` makes them all). `watch` is called with
+    every batch and the losses of its tokens, [devices, 2, T, b]. `evaluate.lower` is that of a window's program.
     """
     read = reader(model, precision, watch is not None)
 

@@ -415,6 +415,7 @@ ORDER = [
     "embedder",
     "training",
     "evaluation",
+    "scores",
     "checkpoint",
     "workdir",
     "events",
