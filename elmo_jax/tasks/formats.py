@@ -39,6 +39,7 @@ JSONL, TSV, CONLL, JSON = (
     (".conll", ".iob", ".iob2", ".bio", ".txt"),
     (".json",),
 )
+FORMS = {*COMPRESSIONS, *JSONL, *TSV, *CONLL, *JSON, ".vec"}
 PARTS = {"train": ("train",), "dev": ("dev", "valid", "validation"), "test": ("test",)}
 HEADER = {"label", "labels", "class", "category", "polarity", "sentiment", "sentence", "text", "tokens"}
 MOST_TOKENS = 10_000  # of a sentence in columns
@@ -197,28 +198,30 @@ class Content(NamedTuple):
 
 
 def stem(path: str | os.PathLike) -> str:
-    """What a file or folder is called in tables: its name without what tells its form."""
-    name = epath.Path(os.fspath(path).rstrip("/") if is_remote(path) else os.path.abspath(path)).name
-    whole = name
-    while "." in name[1:] and f".{name.rpartition('.')[2]}".lower() in {
-        *COMPRESSIONS,
-        *JSONL,
-        *TSV,
-        *CONLL,
-        *JSON,
-    }:
-        name = name.rpartition(".")[0]
+    """What a file, folder or model is called in tables: the end of its path without what tells its form."""
+    given = os.fspath(path)
+    whole = name = (
+        given.rstrip("/").rpartition("/")[2] if is_remote(given) else os.path.basename(os.path.abspath(given))
+    )
+    while "." in name[1:] and name[name.rindex(".") :].lower() in FORMS:
+        name = name[: name.rindex(".")]
     return name or whole
 
 
-def read(path: str | os.PathLike) -> Content:
-    """A whole text file."""
+def source_of(path: str | os.PathLike) -> TextFile:
+    """A text file that is there."""
     source = TextFile(as_path(path), TextForm("lines"), guessed=False)
-    lines, content = [], []
     if not source.path.exists():
         raise InputError(f"there is no file {os.fspath(path)}")
     if not is_remote(path) and not os.path.isfile(path):
         raise InputError(f"{os.fspath(path)} is not a regular file")
+    return source
+
+
+def read(path: str | os.PathLike) -> Content:
+    """A whole text file."""
+    source = source_of(path)
+    lines, content = [], []
     with source.lines(0) as (stream, _):
         for number, line in enumerate(stream, start=1):
             if len(line) > LONGEST:
