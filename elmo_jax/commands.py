@@ -14,7 +14,8 @@ from elmo_jax.compilation import keep_compiled
 from elmo_jax.config import Precision, TextFormat
 from elmo_jax.convert import Form, write_as
 from elmo_jax.corpus import BUILTIN, Corpus, WordCounts, cached, count_words, sentences
-from elmo_jax.curves import draw
+from elmo_jax.curves import check_picture, save
+from elmo_jax.curves import draw as draw_runs
 from elmo_jax.dump import nearest as nearest_in_dump
 from elmo_jax.elmo import Layers, StateMode, load
 from elmo_jax.engine import Pool
@@ -464,9 +465,89 @@ def curves(workdirs: tyro.conf.Positional[tuple[str, ...]], output: str) -> None
         workdirs: Folders of the runs.
         output: Picture to write, .png or .svg.
     """
-    draw(workdirs, as_path(output))
+    draw_runs(workdirs, as_path(output))
     print(f"wrote {output}")
 
+
+def draw(argv: list[str]) -> None:
+    """Draws what vectors know: a word's senses, words in two contexts, the results of evaluate."""
+    read = functools.partial(tyro.extras.subcommand_cli_from_dict, PICTURES, prog="elmo-jax draw", use_underscores=True)
+    read(args=argv, description=draw.__doc__)
+
+
+def draw_senses(model: str, data: str, output: str, projection: Literal["pca", "umap"] = "pca") -> None:
+    """Draws a word's occurrences in the plane, layer by layer, in the colours of their senses.
+
+    Of more than 500 occurrences, 500 are drawn by chance, always the same.
+
+    Args:
+        model: Model as for embed; or a baseline, vectors:FILE or hf:NAME, as for evaluate.
+        data: Occurrences of one word, .jsonl, as for evaluate word-sense.
+        output: Picture to write, .png or .svg.
+        projection: How vectors become points: their first two principal components, or UMAP, if umap-learn is
+            installed.
+    """
+    from elmo_jax import pictures
+    from elmo_jax.tasks.formats import read_occurrences
+
+    check_picture(as_path(output), data)
+    words = read_occurrences(data)
+    if len(words) > 1:
+        raise InputError(f"{data} has {len(words)} words, a file for each; give the file of one")
+    save(pictures.senses(pictures.system_of(model), words[0], projection), as_path(output))
+    print(f"wrote {output}")
+
+
+def draw_similarity(model: str, first: str, second: str, output: str) -> None:
+    """Draws the cosines of the words of two sentences as heat maps, layer by layer.
+
+    A word that stands in both has the same vector in the layer of the words, and others above it.
+
+    Args:
+        model: Model as for embed; or a baseline, vectors:FILE or hf:NAME, as for evaluate.
+        first: A sentence, tokens separated by spaces, 24 at most: the rows.
+        second: Another one, the columns.
+        output: Picture to write, .png or .svg.
+    """
+    from elmo_jax import pictures
+
+    check_picture(as_path(output))
+    sentences_of = first.split(), second.split()
+    save(pictures.similarity(pictures.system_of(model), *sentences_of), as_path(output))
+    print(f"wrote {output}")
+
+
+def draw_mixes(results: tyro.conf.Positional[str], output: str, tasks: tuple[str, ...] = ()) -> None:
+    """Draws the learned mixes of layers, a bar for each task and system.
+
+    Args:
+        results: The results.json that evaluate wrote.
+        output: Picture to write, .png or .svg.
+        tasks: Those to draw; by default all that learn a mix.
+    """
+    from elmo_jax import pictures
+
+    check_picture(as_path(output), results)
+    save(pictures.mixes(pictures.of_tasks(pictures.read_results(results), tasks)), as_path(output))
+    print(f"wrote {output}")
+
+
+def draw_probes(results: tyro.conf.Positional[str], output: str, tasks: tuple[str, ...] = ()) -> None:
+    """Draws what each layer of each system reaches, with intervals of 95 %, a panel for each task, data and metric.
+
+    Args:
+        results: The results.json that evaluate wrote.
+        output: Picture to write, .png or .svg.
+        tasks: Those to draw; by default all that have figures of several layers.
+    """
+    from elmo_jax import pictures
+
+    check_picture(as_path(output), results)
+    save(pictures.probes(pictures.of_tasks(pictures.read_results(results), tasks)), as_path(output))
+    print(f"wrote {output}")
+
+
+PICTURES = {"senses": draw_senses, "similarity": draw_similarity, "mixes": draw_mixes, "probes": draw_probes}
 
 COMMANDS = {
     "train": train,
@@ -481,6 +562,7 @@ COMMANDS = {
     "convert": convert,
     "export": export,
     "curves": curves,
+    "draw": draw,
 }
 
 
@@ -494,5 +576,8 @@ def main(argv: list[str]) -> None:
         train(argv[1:])
         return
     keep_compiled()
+    if argv[:1] == ["draw"]:  # which has commands of its own
+        draw(argv[1:])
+        return
     read = functools.partial(tyro.extras.subcommand_cli_from_dict, COMMANDS, prog="elmo-jax", use_underscores=True)
     read(args=argv)
