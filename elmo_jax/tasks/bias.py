@@ -162,7 +162,8 @@ def pieces(path: str, systems: Sequence[System], options: Options) -> list[Piece
     """Of sets of words in JSON files (`formats.read_word_sets`)."""
 
     def piece(sets: WordSets, system: System) -> Piece:
-        decides = {"task": "bias", "sets": sets.digest, "system": system.identity}
+        decides: dict[str, Any] = {"task": "bias", "data": [sets.name, sets.digest]}
+        decides |= {"system": [system.name, system.identity]}
         return Piece(f"bias: {sets.name}, {system.name}", decides, functools.partial(figures, sets, system))
 
     return [piece(sets, system) for sets in read_word_sets(path) for system in systems]
@@ -172,12 +173,12 @@ class Asked(NamedTuple):
     """Sentences to embed, and the rows that each word and set has among them.
 
     `alone` is the row of each word by itself. `groups` are the four sets, targets before attributes: the words of each
-    and the rows of its words in its templates [N, S], where there are templates.
+    and the rows of its words in its S templates, [N, S].
     """
 
     sentences: list[list[str]]
     alone: dict[str, int]
-    groups: list[tuple[list[str], np.ndarray | None]]
+    groups: list[tuple[list[str], np.ndarray]]
 
 
 def asked(sets: WordSets) -> Asked:
@@ -188,7 +189,7 @@ def asked(sets: WordSets) -> Asked:
     for name, of_group in groups:
         templates = sets.templates.get(name, ())
         filled = [template.replace(TEMPLATE_WORD, word).split() for word in of_group for template in templates]
-        rows = (len(sentences) + np.arange(len(filled))).reshape(len(of_group), -1) if filled else None
+        rows = len(sentences) + np.arange(len(filled)).reshape(len(of_group), -1)
         sentences += filled
         found.append((of_group, rows))
     return Asked(sentences, {word: row for row, word in enumerate(words)}, found)

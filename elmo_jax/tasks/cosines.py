@@ -23,7 +23,7 @@ def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def known(vectors: np.ndarray) -> np.ndarray:
     """Which of vectors [.., D] say anything: zeros are those of words that a system does not know."""
-    return vectors.any(-1)
+    return np.asarray(vectors.any(-1))
 
 
 def layers_of(system: System) -> tuple[str, ...]:
