@@ -29,7 +29,7 @@ from elmo_jax.published import MODELS, here, local, read_any
 from elmo_jax.published import download as download_model
 from elmo_jax.scores import score as score_text
 from elmo_jax.scores import write as write_scores
-from elmo_jax.sources import TextForm, files_of, read_input
+from elmo_jax.sources import STANDARD_INPUT, TextForm, files_of, read_input
 from elmo_jax.streams import prefetch
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import ModelFolder, read_model, write_folder
@@ -475,6 +475,48 @@ def draw(argv: list[str]) -> None:
     read(args=argv, description=draw.__doc__)
 
 
+def explore(
+    model: tyro.conf.Positional[str],
+    text: tyro.conf.Positional[str],
+    output: str,
+    words: tuple[str, ...] = (),
+    layers: tuple[int, ...] = (),
+    text_format: TextFormat | None = None,
+    text_column: str | None = None,
+) -> None:
+    """Writes a page for the browser on which words can be looked at in all their contexts, layer by layer.
+
+    One HTML file, which needs no network: pick a word and a layer, and see where its occurrences lie in the plane of
+    their first two principal components; a click shows the contexts with the nearest vectors. Of a word, 200
+    occurrences at most are on the page, drawn by chance, always the same.
+
+    Args:
+        model: Model as for embed; or a baseline, vectors:FILE or hf:NAME, as for evaluate.
+        text: Text as for embed.
+        output: Page to write, .html.
+        words: Words to show, as they are written in the text, 50 at most; by default the 20 most frequent ones of
+            letters that make up less than a 500th of the tokens.
+        layers: Numbers of the layers to show, from 0, that of the words; by default all.
+        text_format: Format of the text; by default what the end of the file's name says, else lines.
+        text_column: Field of JSON lines or column of Parquet, "tokens" by default: lists of tokens or text. Number of
+            the column of CoNLL, from 1, or name of that of CoNLL-U, FORM by default.
+    """
+    from elmo_jax.explore import explored, write_page
+    from elmo_jax.pictures import system_of
+
+    if not output.endswith(".html"):
+        raise InputError(f"--output is {output}; give a file that ends in .html")
+    check_output(output, *files_of([text], "TEXT"))
+    if text == STANDARD_INPUT and not words:
+        raise InputError("the text is read twice, to count its words first, and standard input only once; give --words")
+    read = lambda: read_input([text], text_format, text_column, option="TEXT", progress="reading")
+    found = explored(system_of(model), read, words, layers)
+    write_page(found, text, output)
+    occurrences = sum(len(word["contexts"]) for word in found["words"])
+    of_all = sum(word["count"] for word in found["words"])
+    print(f"wrote {output}: {len(found['words'])} words, {occurrences:,} of their {of_all:,} occurrences")
+
+
 def draw_senses(model: str, data: str, output: str, projection: Literal["pca", "umap"] = "pca") -> None:
     """Draws a word's occurrences in the plane, layer by layer, in the colours of their senses.
 
@@ -505,7 +547,7 @@ def draw_similarity(model: str, first: str, second: str, output: str) -> None:
 
     Args:
         model: Model as for embed; or a baseline, vectors:FILE or hf:NAME, as for evaluate.
-        first: A sentence, tokens separated by spaces, 24 at most: the rows.
+        first: A sentence, tokens separated by spaces, 20 at most: the rows.
         second: Another one, the columns.
         output: Picture to write, .png or .svg.
     """
@@ -563,6 +605,7 @@ COMMANDS = {
     "export": export,
     "curves": curves,
     "draw": draw,
+    "explore": explore,
 }
 
 

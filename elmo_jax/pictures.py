@@ -25,8 +25,8 @@ OTHER = "#999999"
 # Occurrences of a word in a picture: more would cover each other.
 MOST_OCCURRENCES = 500
 # Words of a sentence in a heat map: more would not be legible.
-MOST_WORDS = 24
-VALUES_UP_TO = 9  # words: fewer have room for numbers
+MOST_WORDS = 20
+ROOM_FOR_VALUES = 0.22  # inches of a cell with a number in it
 MOST_PANELS, MOST_BARS = 12, 30
 ROOM_FOR_SHARE = 0.1  # in a bar, for the number
 ROOM_FOR_LABELS = 90  # letters below panels side by side
@@ -35,7 +35,7 @@ HATCHES = ("", "//", "..", "\\\\", "xx", "--", "oo")
 MIX_SHARES = "mix"
 BESIDE_LAYERS = (MIX, AVERAGE, "fine-tuned")
 WIDTH, DPI = 10, 100  # inches, pixels of each
-TITLE, LABEL, SMALL = 13, 12, 11  # sizes of letters
+TITLE, LABEL, SMALL, VALUE = 13, 12, 11, 7.5  # sizes of letters
 
 
 def system_of(name: str) -> System:
@@ -55,6 +55,14 @@ def figure_of(height: float) -> Any:
     with needing("plot"):
         from matplotlib.figure import Figure as Canvas
     return Canvas(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+
+
+def panels_in(figure: Any, rows: int, columns: int, count: int) -> list[Any]:
+    """So many axes in rows."""
+    every = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for left_over in every[count:]:
+        left_over.remove()
+    return every[:count]
 
 
 class Plane(NamedTuple):
@@ -122,21 +130,21 @@ def senses(system: System, word: WordOccurrences, projection: Projection = "pca"
     rows = math.ceil(len(system.layers) / columns)
     legend_rows = math.ceil(len(groups) / 3)
     figure = figure_of(0.6 + (9.6 / columns + 0.4) * rows + 0.25 * legend_rows)
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    for axes, (layer, name) in zip(panels, enumerate(system.layers), strict=False):
+    panels = panels_in(figure, rows, columns, len(system.layers))
+    for axes, (layer, name) in zip(panels, enumerate(system.layers), strict=True):
         points, labels = plane(vectors[:, layer], projection)
         drawn = []
         for colour, marker, of_group in groups:
             here = points[[occurrence.sense in of_group for occurrence in occurrences]]
             style = {"c": colour, "marker": marker, "s": 26, "alpha": 0.7, "linewidths": 0}
             drawn.append(axes.scatter(*here.T, **style))
-        axes.set_title(as_text(name), fontsize=TITLE)
+        distinct = len(np.unique(vectors[:, layer].round(4), axis=0))
+        alike = "" if 2 * distinct > len(vectors) else f" ({distinct} different vectors)"
+        axes.set_title(as_text(name) + alike, fontsize=TITLE)
         axes.set_xlabel(labels[0], fontsize=SMALL)
         axes.set_ylabel(labels[1], fontsize=SMALL)
         axes.set_xticks([])
         axes.set_yticks([])
-    for axes in panels:  # those left over
-        axes.remove()
     titles = [f"{as_text(sense)} ({counts[sense]:,})" for sense in named]
     titles += [f"{len(others)} other senses ({sum(counts[sense] for sense in others):,})"] if others else []
     legend(figure, drawn, titles)
@@ -163,30 +171,27 @@ def similarity(system: System, first: Sequence[str], second: Sequence[str]) -> A
     vectors = system.embed([first, second])
     units = [unit(vectors.of(number)).swapaxes(0, 1) for number in (0, 1)]
     cosines = units[0] @ units[1].swapaxes(1, 2)  # [L, T, S]
-    longest = max(len(first), len(second))
-    columns = min(len(system.layers), 3 if longest <= VALUES_UP_TO else 2 if longest <= 14 else 1)
+    most = 3 if len(second) <= 9 else 2  # with room for the words below each panel
+    columns = min(len(system.layers), most)
     rows = math.ceil(len(system.layers) / columns)
-    cell = min(0.5, 7.0 / columns / len(second))
-    figure = figure_of(1 + (cell * len(first) + 1.6) * rows)
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    cell = min(0.35, (9.6 / most - 1.1) / len(second))
+    figure = figure_of(1.4 + (cell * len(first) + 1.3) * rows)
+    panels = panels_in(figure, rows, columns, len(system.layers))
     low, high = float(cosines.min()), float(cosines.max())
-    used = []
-    for axes, name, of_layer in zip(panels, system.layers, cosines, strict=False):
-        image = axes.imshow(of_layer, cmap="cividis", vmin=low, vmax=max(high, low + 1e-6), aspect="equal")
-        used.append(axes)
+    for axes, name, of_layer in zip(panels, system.layers, cosines, strict=True):
+        image = axes.imshow(of_layer, cmap="viridis", vmin=low, vmax=max(high, low + 1e-6), aspect="equal")
         axes.set_title(as_text(name), fontsize=TITLE)
-        axes.set_xticks(range(len(second)), [as_text(token, 16) for token in second], rotation=90, fontsize=SMALL)
-        axes.set_yticks(range(len(first)), [as_text(token, 16) for token in first], fontsize=SMALL)
-        if longest <= VALUES_UP_TO:
+        axes.set_xticks(range(len(second)), [as_text(token, 12) for token in second], rotation=90, fontsize=SMALL)
+        axes.set_yticks(range(len(first)), [as_text(token, 12) for token in first], fontsize=SMALL)
+        if cell >= ROOM_FOR_VALUES:
             for (row, column), value in np.ndenumerate(of_layer):
-                dark = value < (low + high) / 2
-                style = {"ha": "center", "va": "center", "fontsize": 8, "color": "white" if dark else "black"}
-                axes.text(column, row, f"{value:.2f}"[-5:], **style)
-    for axes in panels:
-        axes.remove()
-    bar = figure.colorbar(image, ax=used, shrink=0.8, label="cosine")
+                colour = "white" if value < (low + high) / 2 else "black"
+                told = f"{value:.2f}".replace("0.", ".").replace("-.00", ".00")
+                axes.text(column, row, told, ha="center", va="center", fontsize=VALUE, color=colour)
+    options = {"location": "bottom", "shrink": 0.5, "aspect": 40}
+    bar = figure.colorbar(image, ax=panels, **options)
+    bar.set_label("cosine of the vectors", fontsize=LABEL)
     bar.ax.tick_params(labelsize=SMALL)
-    bar.ax.yaxis.label.set_size(LABEL)
     figure.suptitle(f"words of one sentence (rows) and of another (columns), by {as_text(system.name)}", fontsize=TITLE)
     return figure
 
@@ -300,9 +305,9 @@ def probes(figures: Sequence[Figure]) -> Any:
     columns = min(2, len(groups))
     rows = math.ceil(len(groups) / columns)
     figure = figure_of(0.8 + 3.6 * rows + 0.25 * math.ceil(len(systems) / 3))
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    panels = panels_in(figure, rows, columns, len(groups))
     handles: dict[str, Any] = {}
-    for axes, ((task, data, metric), group) in zip(panels, groups.items(), strict=False):
+    for axes, ((task, data, metric), group) in zip(panels, groups.items(), strict=True):
         names = dict.fromkeys(one.vectors for one in group if is_layer(one))
         places = {
             name: place
@@ -321,7 +326,7 @@ def probes(figures: Sequence[Figure]) -> Any:
                 style = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 6, "capsize": 3}
                 style |= {"linestyle": DASHES[number % len(DASHES)] if of_layers else "none", "linewidth": 1.5}
                 if len(points):
-                    handles[system] = axes.errorbar(x, y, yerr=bars, **style)
+                    handles.setdefault(system, axes.errorbar(x, y, yerr=bars, **style))
         axes.set_title(as_text(" · ".join(dict.fromkeys((task, data))), 60), fontsize=TITLE)
         axes.set_ylabel(as_text(metric, 40), fontsize=LABEL)
         labels = [as_text(name, 16) for name in places]
@@ -330,8 +335,6 @@ def probes(figures: Sequence[Figure]) -> Any:
         axes.set_xlim(-0.5, len(places) - 0.5)
         axes.tick_params(axis="y", labelsize=SMALL)
         axes.grid(alpha=0.3, axis="y")
-    for axes in panels:
-        axes.remove()
     legend(figure, [handles[system] for system in systems], [as_text(system) for system in systems])
     return figure
 

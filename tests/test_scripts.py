@@ -425,6 +425,7 @@ ORDER = [
     "restart",
     "tasks",  # a folder, whose files have an order of their own
     "pictures",
+    "explore",
     "commands",
 ]
 
