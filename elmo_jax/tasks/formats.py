@@ -6,12 +6,13 @@ of lines are read as nothing. Tokens are numbered from 0.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from etils import epath
@@ -21,13 +22,11 @@ from elmo_jax.files import as_path, is_remote, matching
 from elmo_jax.sources import (
     COMMENT,
     COMPRESSIONS,
-    LONGEST,
     TextFile,
     TextForm,
     decode,
     read_input,
     tokens_of,
-    too_long,
 )
 
 Record = TypeVar("Record")
@@ -42,8 +41,10 @@ JSONL, TSV, CONLL, JSON = (
 FORMS = {*COMPRESSIONS, *JSONL, *TSV, *CONLL, *JSON, ".vec"}
 PARTS = {"train": ("train",), "dev": ("dev", "valid", "validation"), "test": ("test",)}
 HEADER = {"label", "labels", "class", "category", "polarity", "sentiment", "sentence", "text", "tokens"}
+LARGEST = 2**30  # bytes of a file that is read whole
 MOST_TOKENS = 10_000  # of a sentence in columns
 SPAN = re.compile(r"[BIES]-(.+)")
+FEW = 3
 IRREGULAR = 0.01  # part of the tags in spans that may not follow the scheme: CoNLL-2002 has some
 OUTSIDE = "O"  # the tag of what is in no span
 MARKED = re.compile(r"<b>(.*?)</b>", re.IGNORECASE)
@@ -220,19 +221,20 @@ def source_of(path: str | os.PathLike) -> TextFile:
 
 def read(path: str | os.PathLike) -> Content:
     """A whole text file."""
-    source = source_of(path)
-    lines, content = [], []
+    source, content = source_of(path), b""
     with source.lines(0) as (stream, _):
-        for number, line in enumerate(stream, start=1):
-            if len(line) > LONGEST:
-                raise too_long(f"{source.name}, line {number}")
-            content.append(line)
-            lines.append(decode(line, source.name, number).rstrip("\r\n"))
+        for part in stream:
+            content += part
+            if len(content) > LARGEST:
+                raise InputError(f"{source.name} holds more than {LARGEST >> 30} GiB; give a part of it")
+    lines = [
+        decode(line, source.name, number).rstrip("\r") for number, line in enumerate(content.split(b"\n"), start=1)
+    ]
     if not any(line.strip() for line in lines):
         raise InputError(f"{source.name} is empty; give a file with something in it")
     if len(lines) == 1 and "\r" in lines[0]:
         raise InputError(f"{source.name} ends its lines with carriage returns alone; convert them to line feeds")
-    return Content(source.name, b"".join(content), lines)
+    return Content(source.name, content, lines)
 
 
 def ends_with(path: epath.Path, suffixes: Sequence[str]) -> bool:
@@ -282,16 +284,25 @@ def parts_of(folder: epath.Path, suffixes: Sequence[str], what: str) -> dict[str
     return found
 
 
-def read_json_text(content: Content) -> Any:
-    """The value that a JSON file holds."""
+def parsed(text: str, place: Callable[[int], str], accepted: str) -> Any:
+    """The value that JSON writes; `place` says where its lines are."""
     try:
-        return json.loads("\n".join(content.lines))
-    except json.JSONDecodeError as error:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = repr(error.object[error.start])
         raise InputError(
-            f"{content.where}, line {error.lineno}, is not JSON ({error.msg} at column {error.colno}); mend the file"
+            f"{place(1)} has {half}, half of a character (a lone surrogate), which is no text; take it out"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{content.where} is not JSON that can be read ({brief(error)}); mend the file") from None
+        wrong = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else brief(error)
+        raise InputError(f"{place(getattr(error, 'lineno', 1))}, is not JSON ({wrong}); {accepted}") from None
+    return value
+
+
+def parsed_whole(content: Content, accepted: str) -> Any:
+    """The value that a JSON file holds."""
+    return parsed("\n".join(content.lines), lambda line: f"{content.where}, line {line}", accepted)
 
 
 def line_of(content: Content, value: Any) -> str:
@@ -320,10 +331,7 @@ def read_occurrences(path: str | os.PathLike) -> list[WordOccurrences]:
 
 def _occurrence(where: str, line: str) -> Occurrence:
     accepted = 'a line is {"id": .., "word": .., "index": number of the token, from 0, "sense": .., "tokens": [..]}'
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}, is not JSON ({brief(error)}); {accepted}") from None
+    values = parsed(line, lambda _: where, accepted)
     if not isinstance(values, dict):
         raise InputError(f"{where}, is {brief(repr(values))}; {accepted}")
     if missing := [name for name in ("word", "index", "sense", "tokens") if name not in values]:
@@ -339,7 +347,7 @@ def _occurrence(where: str, line: str) -> Occurrence:
             f"{where}: token {index} is {brief(repr(tokens[index]))}, word is {brief(repr(word))}; index is the "
             "number of the word's token, from 0, and word is written as there"
         )
-    return Occurrence(str(values.get("id", where.rpartition(" ")[2])), word, index, sense, tokens)
+    return Occurrence(str(values.get("id", number_of(where))), word, index, sense, tokens)
 
 
 def read_labelled(path: str | os.PathLike) -> Parts[Labelled]:
@@ -407,23 +415,27 @@ def read_tagged(path: str | os.PathLike) -> TaggedParts:
 
 
 class Columns(NamedTuple):
-    """A sentence in columns: tokens, tags, and where each stands."""
+    """A sentence in columns: tokens, tags, and the file and the lines where they are."""
 
     tokens: list[str]
     tags: list[str]
-    places: list[str]
+    file: str
+    lines: list[int]
+
+    def place(self, token: int) -> str:
+        """Where a token is; behind the last one, where that is."""
+        return f"{self.file}, line {self.lines[min(token, len(self.lines) - 1)]}"
 
 
 def _columns(content: Content) -> list[Columns]:
     """The sentences of a file in columns."""
     accepted = "the token is first, its tag last, in as many columns on every line"
-    sentences, sentence, width = [], Columns([], [], []), 0
+    sentences, width = [Columns([], [], content.where, [])], 0
     for number, line in enumerate(content.lines, start=1):
-        where = f"{content.where}, line {number}"
+        sentence, where = sentences[-1], f"{content.where}, line {number}"
         if not line.strip() or line.startswith("-DOCSTART-"):
             if sentence.tokens:
-                sentences.append(sentence)
-                sentence = Columns([], [], [])
+                sentences.append(Columns([], [], content.where, []))
             continue
         if line[0] == "#" and COMMENT.match(line):
             continue
@@ -437,24 +449,24 @@ def _columns(content: Content) -> list[Columns]:
             raise InputError(f"{where}, has {what}; {accepted}")
         if len(sentence.tokens) == MOST_TOKENS:
             raise InputError(f"{where}: a sentence of more than {MOST_TOKENS:,} tokens; are blank lines missing?")
-        for values, value in zip(sentence, (token, tag, where), strict=True):
-            values.append(value)
-    if sentence.tokens:
-        sentences.append(sentence)
+        sentence.tokens.append(token)
+        sentence.tags.append(tag)
+        sentence.lines.append(number)
+    sentences = [sentence for sentence in sentences if sentence.tokens]
     _check_first_column(content, sentences)
     return sentences
 
 
 def _check_first_column(content: Content, sentences: Sequence[Columns]) -> None:
-    """Refuses files whose first column holds numbers of tokens, or the name of a document: CoNLL-U, CoNLL-2012."""
+    """Refuses files whose first column has the numbers of tokens, as in CoNLL-U, or the name of a document."""
     if not sentences:
         raise InputError(f"{content.where} has no tokens; give a token a line, with its tag last")
-    counted = all(tokens == [str(n) for n in range(1, len(tokens) + 1)] for tokens, _, _ in sentences)
-    several = sum(len(sentence.tokens) for sentence in sentences) > 2
-    if several and (counted or len({token for sentence in sentences for token in sentence.tokens}) == 1):
+    counted = all(token == str(number) for tokens, *_ in sentences for number, token in enumerate(tokens, start=1))
+    tokens = [token for sentence in sentences for token in sentence.tokens[:FEW]]
+    if len(tokens) >= FEW and (counted or len(set(tokens)) == 1):
         raise InputError(
-            f"{sentences[0].places[0]}: the first column has no tokens, but {brief(sentences[0].tokens[:3])}; write "
-            "the token first and its tag last"
+            f"{sentences[0].place(0)}: the first column has no tokens, but {brief(' '.join(tokens[:FEW]))}; write the "
+            "token first and its tag last"
         )
 
 
@@ -465,11 +477,12 @@ def scheme_of(sentences: Sequence[Columns]) -> tuple[Scheme, int]:
     Marcus 1995). BIOES: as IOB2, a span's last token has E, one of a single token S.
     """
     places: dict[str, str] = {}
-    for _, tags, where in sentences:
-        for tag, place in zip(tags, where, strict=True):
-            places.setdefault(tag, place)
+    for sentence in sentences:
+        for number, tag in enumerate(sentence.tags):
+            if tag not in places:
+                places[tag] = sentence.place(number)
     if len(places) == 1:
-        raise InputError(f"{min(places.values())}: all tags are {min(places)}; at least two are told apart")
+        raise InputError(f"{min(places.values())}: all tags are {brief(min(places))}; at least two are told apart")
     kinds = {tag[0] for tag in places if SPAN.fullmatch(tag)}
     others = [tag for tag in places if tag != OUTSIDE and not SPAN.fullmatch(tag)]
     accepted = "spans are written in IOB1, IOB2 or BIOES, as B-PER I-PER O"
@@ -482,17 +495,20 @@ def scheme_of(sentences: Sequence[Columns]) -> tuple[Scheme, int]:
     wrong = {scheme: _not_allowed(sentences, scheme) for scheme in candidates}
     scheme = min(candidates, key=lambda scheme: len(wrong[scheme]))
     if len(wrong[scheme]) > IRREGULAR * inside:
-        found = "; ".join(f"{places[0]} in {scheme}" for scheme, places in wrong.items())
-        raise InputError(f"these tags cannot be: {found}; {accepted}, one of them in all files")
+        found = []
+        for candidate, ((sentence, number), *_) in wrong.items():
+            before, tag = [OUTSIDE, *sentence.tags, OUTSIDE][number : number + 2]
+            found.append(f"{sentence.place(number)}: {brief(tag)} behind {brief(before)} cannot be in {candidate}")
+        raise InputError(f"{'; '.join(found)}; {accepted}, one of them in all files")
     return scheme, len(wrong[scheme])
 
 
-def _not_allowed(sentences: Sequence[Columns], scheme: Scheme) -> list[str]:
-    """Where tags are that a scheme does not allow behind the tag before."""
+def _not_allowed(sentences: Sequence[Columns], scheme: Scheme) -> list[tuple[Columns, int]]:
+    """Tags that a scheme does not allow behind the tag before: sentences, and numbers of tokens in them."""
     return [
-        f"{place}, {brief(tag)} behind {brief(before)}"
-        for _, tags, places in sentences
-        for before, tag, place in zip([OUTSIDE, *tags], [*tags, OUTSIDE], [*places, places[-1]], strict=True)
+        (sentence, number)
+        for sentence in sentences
+        for number, (before, tag) in enumerate(itertools.pairwise([OUTSIDE, *sentence.tags, OUTSIDE]))
         if not allowed(scheme, before, tag)
     ]
 
@@ -504,9 +520,7 @@ def allowed(scheme: Scheme, before: str, tag: str) -> bool:
         return (same and tag[0] in "IE") if before[0] in "BI" else tag[0] in "OBS"
     if scheme == "IOB2":
         return tag[0] != "I" or same
-    if scheme == "IOB1":
-        return tag[0] != "B" or same
-    return True
+    return tag[0] != "B" or same
 
 
 def read_questions(path: str | os.PathLike) -> Questions:
@@ -515,54 +529,55 @@ def read_questions(path: str | os.PathLike) -> Questions:
     A question is {"id", "question", "answers": [{"text", "answer_start"}]}; those that are impossible are left out.
     """
     content = read(path)
-    value = read_json_text(content)
     paragraphs, impossible = [], 0
-    for number, article in enumerate(_member(content, value, "data", list, "the file")):
-        named = f"article {number + 1}"
-        for paragraph in _member(content, article, "paragraphs", list, named):
-            context = _member(content, paragraph, "context", str, f"a paragraph of {named}")
-            questions = []
-            for given in _member(content, paragraph, "qas", list, f"a paragraph of {named}"):
-                if isinstance(given, dict) and given.get("is_impossible"):
+    for number, article in enumerate(
+        _member(content.where, parsed_whole(content, "give a file of SQuAD"), "data", list), start=1
+    ):
+        of_article = f"{content.where}, article {number}"
+        for place, paragraph in enumerate(_member(of_article, article, "paragraphs", list), start=1):
+            where = f"{of_article}, paragraph {place}"
+            context, questions = _member(where, paragraph, "context", str), []
+            for given in _member(where, paragraph, "qas", list):
+                name = _member(where, given, "id", str)
+                if given.get("is_impossible"):
                     impossible += 1
-                else:
-                    questions.append(_question(content, given, context, named))
+                    continue
+                try:
+                    questions.append(_question(name, given, context))
+                except InputError as error:
+                    raise InputError(f"{line_of(content, name)}: {error}") from None
             paragraphs.append(Paragraph(context, questions))
     if not any(paragraph.questions for paragraph in paragraphs):
         raise InputError(f"{content.where} has no question that has an answer; give a file of SQuAD with some")
     return Questions(stem(path), paragraphs, impossible, digest(content.content))
 
 
-def _member(content: Content, value: Any, name: str, kind: type, what: str, place: str | None = None) -> Any:
+def _member(where: str, value: Any, name: str, kind: type) -> Any:
     """A field of an object of JSON, of the type that it must have."""
-    if isinstance(value, dict) and isinstance(value.get(name), kind) and not isinstance(value[name], bool):
+    has = isinstance(value, dict) and name in value
+    if has and type(value[name]) is kind:
         return value[name]
-    has = (
-        f"the field {name} is {brief(repr(value[name]), 80)}"
-        if isinstance(value, dict) and name in value
-        else (f"there is no field {name} in {brief(repr(value), 80)}")
-    )
+    found = f"the field {name} is {brief(repr(value[name]), 80)}" if has else f"there is no field {name}"
     needed = {str: "a text", list: "a list", dict: "an object", int: "a whole number"}[kind]
-    raise InputError(f"{place or content.where}: of {what}, {has}; it must be there, and be {needed}")
+    raise InputError(f"{where}: {found} in {brief(repr(value), 80)}; it must be there, and be {needed}")
 
 
-def _question(content: Content, value: Any, context: str, what: str) -> Question:
-    name = _member(content, value, "id", str, f"a question of {what}")
-    where = line_of(content, name)
-    member = lambda value, field, kind: _member(content, value, field, kind, f"question {brief(name)}", where)
-    answers = []
-    for answer in member(value, "answers", list):
-        begin, text = member(answer, "answer_start", int), member(answer, "text", str)
-        if not text or begin < 0 or context[begin : begin + len(text)] != text:
-            there = context[max(begin, 0) : max(begin, 0) + len(text)]
+def _question(name: str, value: dict[str, Any], context: str) -> Question:
+    """A question with its answers, each of which must be where it says."""
+    where, answers = f"question {brief(name, 80)}", []
+    for answer in _member(where, value, "answers", list):
+        begin, text = _member(where, answer, "answer_start", int), _member(where, answer, "text", str)
+        end = begin + len(text)
+        if not text or begin < 0 or context[begin:end] != text:
+            there = "none" if not text or begin < 0 else repr(context[begin:end])
             raise InputError(
-                f"{where}: the answer {brief(repr(text), 80)} to question {brief(name)} is not at character {begin} "
-                f"of its context, where {brief(repr(there), 80)} is; answer_start counts characters, from 0"
+                f"{where}: the answer {brief(repr(text), 80)} is not at character {begin} of its context, where "
+                f"{brief(there, 80)} is; answer_start counts characters, from 0"
             )
         answers.append((begin, text))
     if not answers:
-        raise InputError(f"{where}: question {brief(name)} has no answer; give some, or mark it is_impossible")
-    return Question(name, member(value, "question", str), answers)
+        raise InputError(f"{where} has no answer; give some, or mark it is_impossible")
+    return Question(name, _member(where, value, "question", str), answers)
 
 
 def read_ratings(path: str | os.PathLike) -> Ratings | Parts[Pair]:
@@ -623,11 +638,21 @@ def _marked(where: str, text: str) -> InContext:
 
 
 def _usim(where: str, row: Sequence[str]) -> Pair:
-    contexts = []
-    for number, text in (row[1:3], row[3:5]):
-        tokens = text.split()
-        contexts.append(InContext(tokens, index := _index(where, number, tokens), index + 1))
-    return Pair(where.rpartition(" ")[2], contexts[0], contexts[1], _rating(where, row[5]))
+    _, first, tokens, second, others, rating = row
+    return Pair(
+        number_of(where), _of_number(where, first, tokens), _of_number(where, second, others), _rating(where, rating)
+    )
+
+
+def _of_number(where: str, number: str, text: str) -> InContext:
+    tokens = text.split()
+    index = _index(where, number, tokens)
+    return InContext(tokens, index, index + 1)
+
+
+def number_of(where: str) -> str:
+    """The number of the line that a place names."""
+    return where.rpartition(" ")[2]
 
 
 def _index(where: str, text: str, tokens: Sequence[str]) -> int:
@@ -665,26 +690,28 @@ def _wic(where: str, line: str, gold_where: str, gold: str) -> Pair:
         raise InputError(f"{where}, has {len(row)} columns; a line of WiC is word, part of speech, i-j, text, text")
     if gold.strip() not in ("T", "F"):
         raise InputError(f"{gold_where}, is {brief(repr(gold))}; it must be T or F")
-    indices = row[2].split("-")
-    if len(indices) != 2:
-        raise InputError(f"{where}: {brief(repr(row[2]))} must be i-j, the numbers of the word's tokens")
-    return _usim(where, [row[0], indices[0], row[3], indices[1], row[4], str(int(gold.strip() == "T"))])
+    _, _, indices, first, second = row
+    if indices.count("-") != 1:
+        raise InputError(f"{where}: {brief(repr(indices))} must be i-j, the numbers of the word's tokens")
+    one, _, other = indices.partition("-")
+    pair = _of_number(where, one, first), _of_number(where, other, second)
+    return Pair(number_of(where), *pair, float(gold.strip() == "T"))
 
 
 def read_word_sets(path: str | os.PathLike) -> list[WordSets]:
     """JSON {"name", "targets", "attributes", "templates", "pairs"}: a file, a glob or a folder of .json.
 
-    targets and attributes are each two sets, {"name": ["word", ..]}, of as many words, two or more; templates, which
-    may lack, sentences with {word} for all sets, or {"name of the set": [sentences]}; pairs, which may lack, two words
-    each that define a direction, [["she", "he"], ..].
+    targets and attributes are each two sets, {"name": ["word", ..]}, of two words or more; templates, which may lack,
+    sentences with {word} for all sets, or {"name of the set": [sentences]}; pairs, which may lack, two words each that
+    define a direction, [["she", "he"], ..].
     """
     return [_word_sets(file) for file in several(path, JSON)]
 
 
 def _word_sets(path: epath.Path) -> WordSets:
     content = read(path)
-    value = read_json_text(content)
-    name = _member(content, value, "name", str, "the file")
+    value = parsed_whole(content, "give sets of words as an object of JSON")
+    name = _member(content.where, value, "name", str)
     if unknown := value.keys() - {"name", "targets", "attributes", "templates", "pairs"}:
         raise InputError(
             f"{line_of(content, min(unknown))}: {brief(repr(min(unknown)))} is not known; there are name, targets, "
@@ -692,40 +719,32 @@ def _word_sets(path: epath.Path) -> WordSets:
         )
     groups = {}
     for group in ("targets", "attributes"):
-        groups[group] = sets = _member(content, value, group, dict, "the file")
+        groups[group] = sets = _member(content.where, value, group, dict)
         if len(sets) != 2:
             raise InputError(f"{line_of(content, group)}: {group} has {len(sets)} sets; it must have two")
         for label, words in sets.items():
             _check_words(content, label, words)
-        if len({len(words) for words in sets.values()}) > 1:
-            sizes = " and ".join(f"{len(words)} words ({label})" for label, words in sets.items())
-            raise InputError(f"{line_of(content, group)}: {group} has {sizes}; both sets must have as many")
         first, second = (set(words) for words in sets.values())
-        if both := first & second:
-            raise InputError(f"{line_of(content, min(both))}: {brief(repr(min(both)))} is in both sets of {group}")
+        if shared := first & second:
+            raise InputError(f"{line_of(content, min(shared))}: {brief(repr(min(shared)))} is in both sets of {group}")
     every = [*groups["targets"], *groups["attributes"]]
     templates, pairs = value.get("templates", {}), value.get("pairs", [])
     if isinstance(templates, list):
         templates = dict.fromkeys(every, templates)
     _check_templates(content, templates, every)
     for pair in pairs if isinstance(pairs, list) else [pairs]:
-        if (
-            not isinstance(pair, list)
-            or len(pair) != 2
-            or not all(isinstance(word, str) and word.split() for word in pair)
-        ):
+        if not isinstance(pair, list) or len(pair) != 2 or not all(map(is_term, pair)):
             raise InputError(
                 f"{line_of(content, 'pairs')}: {brief(repr(pair))} is no pair of words; pairs are two words each, "
                 '[["she", "he"], ..]'
             )
-    return WordSets(
-        name,
-        groups["targets"],
-        groups["attributes"],
-        templates,
-        [tuple(pair) for pair in pairs],
-        digest(content.content),
-    )
+    both = [tuple(pair) for pair in pairs]
+    return WordSets(name, groups["targets"], groups["attributes"], templates, both, digest(content.content))
+
+
+def is_term(value: Any) -> bool:
+    """Whether a value out of JSON is a word, or several between spaces."""
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _check_words(content: Content, label: str, words: Any) -> None:
@@ -736,7 +755,7 @@ def _check_words(content: Content, label: str, words: Any) -> None:
             f"{where}: the set {brief(label)} is {brief(repr(words), 80)}; it must be a list of two or more"
         )
     for word in words:
-        if not isinstance(word, str) or not word.split():
+        if not is_term(word):
             raise InputError(f"{where}: the set {brief(label)} has {brief(repr(word))}; it must have words")
     if twice := [word for word, count in Counter(words).items() if count > 1]:
         raise InputError(f"{where}: the set {brief(label)} has {brief(repr(twice[0]))} twice; leave it out once")
