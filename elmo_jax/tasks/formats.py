@@ -221,12 +221,13 @@ def source_of(path: str | os.PathLike) -> TextFile:
 
 def read(path: str | os.PathLike) -> Content:
     """A whole text file."""
-    source, content = source_of(path), b""
+    source, whole = source_of(path), bytearray()
     with source.lines(0) as (stream, _):
         for part in stream:
-            content += part
-            if len(content) > LARGEST:
+            whole += part
+            if len(whole) > LARGEST:
                 raise InputError(f"{source.name} holds more than {LARGEST >> 30} GiB; give a part of it")
+    content = bytes(whole)
     lines = [
         decode(line, source.name, number).rstrip("\r") for number, line in enumerate(content.split(b"\n"), start=1)
     ]
@@ -529,10 +530,9 @@ def read_questions(path: str | os.PathLike) -> Questions:
     A question is {"id", "question", "answers": [{"text", "answer_start"}]}; those that are impossible are left out.
     """
     content = read(path)
+    articles = _member(content.where, parsed_whole(content, "give a file of SQuAD"), "data", list)
     paragraphs, impossible = [], 0
-    for number, article in enumerate(
-        _member(content.where, parsed_whole(content, "give a file of SQuAD"), "data", list), start=1
-    ):
+    for number, article in enumerate(articles, start=1):
         of_article = f"{content.where}, article {number}"
         for place, paragraph in enumerate(_member(of_article, article, "paragraphs", list), start=1):
             where = f"{of_article}, paragraph {place}"
