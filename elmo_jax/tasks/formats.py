@@ -265,7 +265,8 @@ def several(path: str | os.PathLike, suffixes: Sequence[str]) -> list[epath.Path
         raise InputError(f"{problem}; give a file, a glob, or a folder of {suffixes[0]} files")
     names = Counter(map(stem, files))
     if twice := [name for name in names if names[name] > 1]:
-        raise InputError(f"{os.fspath(path)} has {twice[0]} twice ({listed(files, ', ')}); give one file of each name")
+        which = listed([file.name for file in files if stem(file) == twice[0]], ", ")
+        raise InputError(f"{os.fspath(path)} has {twice[0]} twice ({which}); give one file of each name")
     return files
 
 
