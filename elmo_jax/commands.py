@@ -494,8 +494,8 @@ def explore(
         model: Model as for embed; or a baseline, vectors:FILE or hf:NAME, as for evaluate.
         text: Text as for embed.
         output: Page to write, .html.
-        words: Words to show, as they are written in the text, 50 at most; by default the 20 most frequent ones of
-            letters that make up less than a 500th of the tokens.
+        words: Words to show, as they are written in the text, 50 at most; by default the 20 most frequent ones
+            after the 150 most frequent, which mean little by themselves.
         layers: Numbers of the layers to show, from 0, that of the words; by default all.
         text_format: Format of the text; by default what the end of the file's name says, else lines.
         text_column: Field of JSON lines or column of Parquet, "tokens" by default: lists of tokens or text. Number of

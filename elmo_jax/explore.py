@@ -29,10 +29,8 @@ MOST_OCCURRENCES = 200
 CONTEXT = 20
 NEIGHBOURS = 5
 FEWEST_OCCURRENCES = 3
-# Words that are taken where none are given: so many, neither rare nor in every sentence.
-WORDS = 20
-FREQUENT = 1 / 500  # of the tokens: more frequent ones are left out, unless they occur SOME times or fewer
-SOME = 20
+# Words that are taken where none are given: so many, after the most frequent ones, which mean little by themselves.
+WORDS, LITTLE_MEANING = 20, 150
 # Places of points are whole numbers up to this.
 GRID = 1000
 PLACE = "DATA"  # in the template
@@ -46,14 +44,13 @@ class Found(NamedTuple):
 
 
 def frequent_words(sentences: Iterable[list[str]]) -> list[str]:
-    """The most frequent words of a text, of letters alone, without those that are in every other sentence."""
+    """The most frequent words of letters after the LITTLE_MEANING most frequent; of a text with few words, from all."""
     counts = WordCounts(sentences)
-    most = max(SOME, counts.tokens * FREQUENT)
-    words = ((count, word) for word, count in counts if word.isalpha() and FEWEST_OCCURRENCES <= count <= most)
-    found = [word for _, word in heapq.nsmallest(WORDS, ((-count, word) for count, word in words))]
-    if not found:
+    words = ((-count, word) for word, count in counts if word.isalpha() and count >= FEWEST_OCCURRENCES)
+    ranked = [word for _, word in heapq.nsmallest(LITTLE_MEANING + WORDS, words)]
+    if not ranked:
         raise InputError(f"the text has no words that occur {FEWEST_OCCURRENCES} times; name some with --words")
-    return found
+    return ranked[LITTLE_MEANING:] or ranked[:WORDS]
 
 
 def occurrences_of(sentences: Iterable[list[str]], words: Sequence[str]) -> dict[str, Found]:

@@ -139,7 +139,8 @@ def senses(system: System, word: WordOccurrences, projection: Projection = "pca"
             style = {"c": colour, "marker": marker, "s": 26, "alpha": 0.7, "linewidths": 0}
             drawn.append(axes.scatter(*here.T, **style))
         distinct = len(np.unique(vectors[:, layer].round(4), axis=0))
-        alike = "" if 2 * distinct > len(vectors) else f" ({distinct} different vectors)"
+        alike = "one vector" if distinct == 1 else f"{distinct} different vectors"
+        alike = "" if 2 * distinct > len(vectors) else f" ({alike})"
         axes.set_title(as_text(name) + alike, fontsize=TITLE)
         axes.set_xlabel(labels[0], fontsize=SMALL)
         axes.set_ylabel(labels[1], fontsize=SMALL)

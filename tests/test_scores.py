@@ -56,7 +56,7 @@ def logarithms(hidden, softmax):
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
-@pytest.mark.parametrize("state", ["zero", "warm"])
+@pytest.mark.parametrize("state", ["zero", pytest.param("warm", marks=pytest.mark.slow)])
 def test_scores_are_those_of_the_vectors(model, monkeypatch, state):
     """What `Elmo.embed` gives of each place of a sentence, by the softmax, is what the next place is scored with."""
     monkeypatch.setattr(losses, "BLOCK", 5 * 3 * device_count())  # the vocabulary in several blocks
@@ -83,7 +83,10 @@ def test_scores_are_those_of_the_vectors(model, monkeypatch, state):
             assert relative_error([[value for _, value in place] for place in top], expected) < 1e-5
 
 
-@pytest.mark.parametrize("state", ["carry", "zero", "warm"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("state", [pytest.param("carry", marks=SLOW), pytest.param("zero", marks=SLOW), "warm"])
 def test_the_mean_is_that_of_perplexity(folder, tmp_path, capsys, state):
     options = ["--model", folder / "model", "--input", folder / "text.txt", "--state", state]
     options = [*map(str, options), "--batch_size", "4", "--window", "5"]
@@ -149,11 +152,13 @@ def test_memory_does_not_grow_with_the_vocabulary(model):
     assert needed[1] < 4 * 4 * losses.BLOCK  # the logits of all words would be 3.2 GB
 
 
-def test_a_score_that_is_stopped_leaves_nothing(folder, tmp_path, monkeypatch):
-    made = scores.score
-    monkeypatch.setattr(scores, "record", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+def test_a_score_that_is_stopped_leaves_nothing(tmp_path):
+    def stopped():
+        yield scores.NOTHING
+        raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        scores.write(made(folder / "model", [["it", "rained"]], batch_size=4), tmp_path / "scores.jsonl")
+        scores.write(stopped(), tmp_path / "scores.jsonl")
     assert not list(tmp_path.iterdir())
 
 
