@@ -181,8 +181,8 @@ def test_figures(tmp_path):
 def test_a_debiased_system_has_what_the_debiased_figures_have(tmp_path):
     path = write(tmp_path, templates=None)
     system = Planted(of_words(gendered(np.random.default_rng(8)), 12))
-    (sets,) = bias.read_word_sets(path)
-    debiased = bias.Debiased(system, sets)
+    (debiased,) = bias.debiased([system], path)
+    assert debiased.name == "planted, debiased"
     assert debiased.layers == system.layers
     assert debiased.identity != system.identity
     assert debiased.elmo is None
@@ -216,8 +216,10 @@ def test_without_pairs_nothing_is_debiased(tmp_path):
     system = Planted(of_words(gendered(np.random.default_rng(10)), 12), layers=("first", "second"))
     (piece,) = bias.pieces(path, [system], Options())
     assert [figure.vectors for figure in piece.figures()] == ["first", "second", "average"]
-    (sets,) = bias.read_word_sets(path)
     with pytest.raises(InputError, match='has no "pairs"'):
-        bias.Debiased(system, sets)
+        bias.debiased([system], path)
     with pytest.raises(InputError, match="knows both words of none of the pairs"):
-        bias.Debiased(Planted(of_words({}, 12)), bias.read_word_sets(write(tmp_path))[0]).embed([["she"]])
+        bias.debiased([Planted(of_words({}, 12))], write(tmp_path))[0].embed([["she"]])
+    (tmp_path / "more.json").write_text(json.dumps(SETS))
+    with pytest.raises(InputError, match="has 2 files of word sets"):
+        bias.debiased([system], str(tmp_path))

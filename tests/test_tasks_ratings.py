@@ -100,6 +100,7 @@ def test_vectors_that_are_all_the_same_have_no_correlation(tmp_path):
     same = Planted(lambda *_: np.ones((1, 3)) + 1e-7 * generator.normal(size=(1, 3)), ["words"])
     (piece,) = ratings.pieces(path, [same], Options())
     assert np.isnan(piece.figures()[0].value)
+    assert piece.figures()[0].over == "40 pairs (all have the same cosine)"
 
 
 def write_wic(folder, parts):

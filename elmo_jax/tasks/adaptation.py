@@ -125,7 +125,8 @@ def measure(texts: Texts, name: str, model: ModelFolder, details: Mapping[str, A
         losses = np.array([-one.both.sum(dtype=np.float64) for one in scored])
         counts = np.array([len(one.both) for one in scored])
         unknown = sum(len(one.unknown) for one in scored) / sum(len(one.tokens) for one in scored)
-        interval, over = resampled(perplexity, losses, counts), f"{len(scored):,} sentences (bootstrap)"
+        interval = resampled(perplexity, losses, counts)
+        over = f"{len(scored):,} sentences (bootstrap), {unknown:.1%} <UNK>"
         figure = functools.partial(Figure, "adaptation", f"{texts.name}, {text}", name, "softmax", "perplexity")
         found.append(figure(*interval, over, {**details, "unknown": unknown}))
     return found

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from elmo_jax.elmo import Elmo
 from elmo_jax.errors import InputError
 from elmo_jax.tasks.cosines import known, layers_of, unit, with_average
 from elmo_jax.tasks.evaluate import Options, Piece
@@ -128,7 +129,7 @@ class Debiased:
     of the pairs' words by themselves.
     """
 
-    elmo = None
+    elmo: Elmo | None = None
 
     def __init__(self, system: System, sets: WordSets):
         if not sets.pairs:
@@ -148,6 +149,14 @@ class Debiased:
         vectors = self.system.embed(sentences)
         project_out(vectors.values, self.directions)
         return vectors
+
+
+def debiased(systems: Sequence[System], path: str) -> list[System]:
+    """Each system with the direction of the pairs of a file of word sets projected out, to run tasks on."""
+    files = read_word_sets(path)
+    if len(files) > 1:
+        raise InputError(f"{path} has {len(files)} files of word sets; give the one whose pairs are projected out")
+    return [Debiased(system, files[0]) for system in systems]
 
 
 def known_directions(pairs: np.ndarray, system: System, sets: WordSets) -> tuple[np.ndarray, np.ndarray]:

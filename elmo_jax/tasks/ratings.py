@@ -91,11 +91,12 @@ def correlations(data: str, pairs: Sequence[Pair], system: System) -> list[Figur
     """Spearman's rank correlation of cosines and mean ratings, of each layer."""
     cosines, knows = similarities(system, pairs)
     ratings = np.array([pair.rating for pair in pairs])
-    over, details = f"{len(pairs):,} pairs (bootstrap)", {"unknown": int((~knows).sum())}
-    return [
-        Figure("ratings", data, system.name, layer, "Spearman", *correlation(of_layer, ratings), over, details)
-        for layer, of_layer in zip(layers_of(system), cosines.T, strict=True)
-    ]
+    details, found = {"unknown": int((~knows).sum())}, []
+    for layer, of_layer in zip(layers_of(system), cosines.T, strict=True):
+        over = f"{len(pairs):,} pairs ({'bootstrap' if np.ptp(of_layer) else 'all have the same cosine'})"
+        interval = correlation(of_layer, ratings)
+        found.append(Figure("ratings", data, system.name, layer, "Spearman", *interval, over, details))
+    return found
 
 
 def split(rated: Parts[Pair]) -> tuple[list[Pair], list[Pair], str]:
