@@ -213,6 +213,10 @@ def test_tagged(tmp_path):
         ("B-NN VB", None),
         ("NN B-X", None),
         ("B I O", None),
+        ("B_X I_X O", None),
+        ("X-B X-I O", None),
+        ("b-x i-x O", None),
+        ("PRO-KS PRO-KS-REL N O", "plain"),
         ("B-X L-X O U-Y", None),
         ("B-X I-Y O I-X B-Y", None),
         ("B-X I-X S-Y O", None),
@@ -275,20 +279,21 @@ def test_columns_need_a_folder(tmp_path):
 
 def test_questions(tmp_path):
     """Characters are counted, not bytes; what nothing answers is left out."""
-    for content in (SQUAD, json.dumps(SQUAD), json.dumps(SQUAD, ensure_ascii=False)):
+    in_numbers = json.dumps(SQUAD, indent=1).replace('"q1"', "17").replace('"q2"', "18")
+    for content in (SQUAD, json.dumps(SQUAD), json.dumps(SQUAD, ensure_ascii=False), in_numbers):
         write(tmp_path, {"squad.json": content})
         found = read_questions(tmp_path / "squad.json")
         (paragraph,) = found.paragraphs
         (question,) = paragraph.questions
         assert (found.name, found.impossible) == ("squad", 1)
-        assert question == ("q1", "Wie lang?", [(14, "1.233 km")])
+        assert question == ("17" if content is in_numbers else "q1", "Wie lang?", [(14, "1.233 km")])
         assert paragraph.context[14:].startswith("1.233 km")
 
 
 @pytest.mark.parametrize(
     ("old", "new", "messages"),
     [
-        ('"answer_start": 14', '"answer_start": 15', ["line 10: question q1: the answer '1.233 km'", "at character 15"]),
+        ('"answer_start": 14', '"answer_start": 15', ["line 10: question q1: the answer '1.23", "at character 15"]),
         ('"answer_start": 14', '"answer_start": -40', ["line 10: ", "not at character -40", "where none is"]),
         ('"answer_start": 14', '"answer_start": "14"', ["q1: the field answer_start is '14'", "a whole number"]),
         ('"text": "1.233 km"', '"text": ""', ["line 10: question q1: the answer '' is not at"]),

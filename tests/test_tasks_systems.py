@@ -76,7 +76,7 @@ def test_identity_of_models(system, elmo, folder, tmp_path):
     assert ElmoSystem("other", elmo_jax.load(folder)).identity == system.identity
     other = elmo_jax.load(write_random_model(tmp_path / "other", SMALL, seed=1))
     clipped = elmo_jax.load(write_random_model(tmp_path / "clipped", ModelConfig(**vars(SMALL) | {"cell_clip": 2.0})))
-    assert len({system.identity, *(ElmoSystem("", model).identity for model in (other, clipped, untrained(elmo)))}) == 4
+    assert len({system.identity, *(ElmoSystem("", model).identity for model in (other, clipped))}) == 3
 
 
 def test_untrained(elmo, embedded):
@@ -99,7 +99,7 @@ def test_untrained(elmo, embedded):
 def test_untrained_of_all_kinds(changes):
     """Models of words, of characters in a list, and of both have initial parameters of their shape."""
     model = ModelConfig(**vars(SMALL) | changes)
-    parameters = init_bilm(jax.random.key(0), model, 8)
+    parameters = jax.eval_shape(lambda key: init_bilm(key, model, 8), jax.random.key(0))
     shapes = {module: {name: array.shape for name, array in arrays.items()} for module, arrays in parameters.items()}
     assert shapes == parameter_shapes(model, 8)
 
@@ -238,14 +238,8 @@ def test_bad_systems(folder, tmp_path, models, baselines, message):
 
 
 # Tiny models with random parameters: what they know is nothing, but they are read as any.
-PIECES = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    *["the", "cat", "sat", "on", "mat", "un", "##der", "##neath", "a", "rain", "##ed"],
-]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+PIECES = [*SPECIAL, "the", "cat", "sat", "on", "mat", "un", "##der", "##neath", "a", "rain", "##ed"]
 SHAPE = {"hidden_size": 12, "num_hidden_layers": 3, "num_attention_heads": 2}
 TEXTS = [
     ["the", "cat", "sat", "underneath", "a", "mat"],

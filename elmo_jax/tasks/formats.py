@@ -32,19 +32,19 @@ from elmo_jax.sources import (
 Record = TypeVar("Record")
 Scheme = Literal["IOB1", "IOB2", "BIOES", "plain"]
 
-JSONL, TSV, CONLL, JSON = (
-    (".jsonl", ".ndjson"),
-    (".tsv", ".txt"),
-    (".conll", ".iob", ".iob2", ".bio", ".txt"),
-    (".json",),
-)
+# How files of a form end, .gz and the like taken off.
+JSONL = (".jsonl", ".ndjson")
+TSV = (".tsv", ".txt")
+CONLL = (".conll", ".iob", ".iob2", ".bio", ".txt")
+JSON = (".json",)
 FORMS = {*COMPRESSIONS, *JSONL, *TSV, *CONLL, *JSON, ".vec"}
 PARTS = {"train": ("train",), "dev": ("dev", "valid", "validation"), "test": ("test",)}
 HEADER = {"label", "labels", "class", "category", "polarity", "sentiment", "sentence", "text", "tokens"}
 LARGEST = 2**30  # bytes of a file that is read whole
 MOST_TOKENS = 10_000  # of a sentence in columns
-SPAN = re.compile(r"[BIES]-(.+)")
-FEW = 3
+FEW = 3  # tokens by which a column is known to be another
+SPAN = re.compile(r"[BIES]-.+")
+LIKE_SPAN = re.compile(r"[BIESLUM][_:./|].+|[a-z]-.+|.+[-_:./|][BIESLUM]")
 IRREGULAR = 0.01  # part of the tags in spans that may not follow the scheme: CoNLL-2002 has some
 OUTSIDE = "O"  # the tag of what is in no span
 MARKED = re.compile(r"<b>(.*?)</b>", re.IGNORECASE)
@@ -488,7 +488,11 @@ def scheme_of(sentences: Sequence[Columns]) -> tuple[Scheme, int]:
     kinds = {tag[0] for tag in places if SPAN.fullmatch(tag)}
     others = [tag for tag in places if tag != OUTSIDE and not SPAN.fullmatch(tag)]
     accepted = "spans are written in IOB1, IOB2 or BIOES, as B-PER I-PER O"
-    if not kinds and not {"B", "I"} <= places.keys():
+    if not kinds and {"B", "I"} <= places.keys():
+        raise InputError(f"{places['B']}: the tags B and I have no type; {accepted}")
+    if not kinds and OUTSIDE in places and all(map(LIKE_SPAN.fullmatch, others)):
+        raise InputError(f"{places[others[0]]}: the tag {brief(repr(others[0]))} is written otherwise; {accepted}")
+    if not kinds:
         return "plain", 0
     if others:
         raise InputError(f"{places[others[0]]}: the tag {brief(repr(others[0]))} is among those of spans; {accepted}")
@@ -539,14 +543,15 @@ def read_questions(path: str | os.PathLike) -> Questions:
             where = f"{of_article}, paragraph {place}"
             context, questions = _member(where, paragraph, "context", str), []
             for given in _member(where, paragraph, "qas", list):
-                name = _member(where, given, "id", str)
+                number = isinstance(given, dict) and type(given.get("id")) is int
+                name = str(given["id"]) if number else _member(where, given, "id", str)
                 if given.get("is_impossible"):
                     impossible += 1
                     continue
                 try:
                     questions.append(_question(name, given, context))
                 except InputError as error:
-                    raise InputError(f"{line_of(content, name)}: {error}") from None
+                    raise InputError(f"{line_of(content, given['id'])}: {error}") from None
             paragraphs.append(Paragraph(context, questions))
     if not any(paragraph.questions for paragraph in paragraphs):
         raise InputError(f"{content.where} has no question that has an answer; give a file of SQuAD with some")

@@ -105,7 +105,8 @@ class TextVectors:
     its small letters, or else zeros; how many tokens have those is told.
     """
 
-    elmo, layers = None, ("words",)
+    elmo: Elmo | None = None
+    layers: tuple[str, ...] = ("words",)
 
     def __init__(self, path: str | os.PathLike[str]):
         self.source, self.name = source_of(path), stem(path)
@@ -214,7 +215,7 @@ class Transformers:
     read in parts; of a word that is longer alone, only its beginning. Words without pieces have zeros.
     """
 
-    elmo = None
+    elmo: Elmo | None = None
 
     def __init__(self, name: str):
         with needing("transformers"):
