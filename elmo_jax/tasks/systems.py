@@ -4,7 +4,6 @@ N sentences, M tokens of all of them, L layers, D width of a vector.
 """
 
 import hashlib
-import math
 import os
 import sys
 from collections import Counter
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from elmo_jax.elmo import Elmo, load
 from elmo_jax.errors import InputError, brief, needing
+from elmo_jax.mix import LARGEST
 from elmo_jax.outputs import fingerprint
 from elmo_jax.tasks.formats import digest, source_of, stem
 
@@ -201,9 +201,9 @@ class TextVectors:
 
 
 def is_number(text: bytes) -> bool:
-    """Whether a field of a text of vectors is a finite number."""
+    """Whether a field of a text of vectors is a number that is finite in float32."""
     try:
-        return math.isfinite(float(text))
+        return abs(float(text)) <= LARGEST
     except ValueError:
         return False
 
