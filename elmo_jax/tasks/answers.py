@@ -36,14 +36,14 @@ def sentences_of(text: str) -> list[tuple[int, int]]:
     A sentence ends with a line, or with . ! ? and white space before what is no small letter. A full stop behind an
     initial, an abbreviation with full stops or a title ends none.
     """
-    begins = [0]
+    begins, first = [0], len(text) - len(text.lstrip())
     for match in END.finditer(text):
-        before = text[begins[-1] : match.start()]
-        if match.end() == len(text) or not before.strip():
+        begin, end = max(begins[-1], first), match.start()
+        if match.end() == len(text) or end <= begin:  # nothing is before or behind
             continue
         if match["mark"] and "\n" not in match["space"]:
-            abbreviation = match["mark"] == "." and ABBREVIATION.search(before[-LONGEST_ABBREVIATION:])
-            if abbreviation or text[match.end()].islower():
+            before = text[max(begin, end - LONGEST_ABBREVIATION) : end]
+            if (match["mark"] == "." and ABBREVIATION.search(before)) or text[match.end()].islower():
                 continue
         begins.append(match.end())
     return list(zip(begins, [*begins[1:], len(text)], strict=True))
