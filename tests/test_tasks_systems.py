@@ -362,6 +362,6 @@ def test_bad_transformers(made, tmp_path, name, message):
 
 def test_transformers_that_are_not_there(monkeypatch):
     """The error says which extra brings them."""
-    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(InputError, match="the extra transformers brings"):
         systems_of([], ["hf:bert-base-cased"])
