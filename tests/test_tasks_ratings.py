@@ -83,6 +83,20 @@ def test_correlation_is_scipys(tmp_path):
     assert piece.figures()[0].over == "10 pairs (bootstrap)"
 
 
+def test_pairs_that_a_system_does_not_know_are_left_out(tmp_path):
+    path, both, rated = write_usim(tmp_path)
+    with open(path, "a") as file:
+        file.write("word\t0\tx1\t0\tunknown\t1.0\n")
+    (piece,) = ratings.pieces(path, [Planted(angles)], Options())
+    expected = stats.spearmanr(-np.abs(both[:, 0] - both[:, 1]), rated).statistic
+    assert piece.figures()[0].value == pytest.approx(expected, abs=1e-9)
+    assert piece.figures()[0].over == "40 pairs (bootstrap)"
+    assert piece.figures()[0].details == {"unknown": 1}
+    (piece,) = ratings.pieces(path, [Planted(lambda *_: np.zeros((2, 2)))], Options())
+    assert np.isnan(piece.figures()[0].value)
+    assert piece.figures()[0].over.startswith("0 pairs")
+
+
 def test_scws(tmp_path):
     both, rated = pairs_of(20)
     line = "{}\tword\tn\tother\tn\tthe <b> x{} </b> is .\t<b>x{}</b> too\t{}\t1\t2\t3\n"

@@ -38,8 +38,8 @@ def similarities(system: System, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
-    """The rank correlation of two arrays; nan where one of them is all the same."""
-    if not (np.ptp(first) and np.ptp(second)):
+    """The rank correlation of two arrays; nan where one of them is all the same, or empty."""
+    if not (len(first) and np.ptp(first) and np.ptp(second)):
         return math.nan
     return float(stats.spearmanr(first, second).statistic)
 
@@ -88,12 +88,13 @@ def pieces(path: str, systems: Sequence[System], options: Options) -> list[Piece
 
 
 def correlations(data: str, pairs: Sequence[Pair], system: System) -> list[Figure]:
-    """Spearman's rank correlation of cosines and mean ratings, of each layer."""
+    """Spearman's rank correlation of cosines and mean ratings, of each layer, over the pairs that a system knows."""
     cosines, knows = similarities(system, pairs)
-    ratings = np.array([pair.rating for pair in pairs])
+    ratings = np.array([pair.rating for pair in pairs])[knows]
     details, found = {"unknown": int((~knows).sum())}, []
-    for layer, of_layer in zip(layers_of(system), cosines.T, strict=True):
-        over = f"{len(pairs):,} pairs ({'bootstrap' if np.ptp(of_layer) else 'all have the same cosine'})"
+    for layer, of_layer in zip(layers_of(system), cosines[knows].T, strict=True):
+        same = len(np.unique(of_layer)) < 2
+        over = f"{len(ratings):,} pairs ({'all have the same cosine' if same else 'bootstrap'})"
         interval = correlation(of_layer, ratings)
         found.append(Figure("ratings", data, system.name, layer, "Spearman", *interval, over, details))
     return found
