@@ -314,6 +314,18 @@ def line_of(content: Content, value: Any) -> str:
     return f"{content.where}, line {next(numbers, 1)}"
 
 
+def line_within(content: Content, value: Any) -> str:
+    """Where a part of a JSON file stands: the line of its longest text, which others hardly have."""
+    texts, rest = [""], [value]
+    while rest:
+        part = rest.pop()
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, dict | list):
+            rest += part.values() if isinstance(part, dict) else part
+    return line_of(content, max(texts, key=len))
+
+
 def read_occurrences(path: str | os.PathLike) -> list[WordOccurrences]:
     """JSON lines {"id", "word", "index", "sense", "tokens"}: a file for each word; a file, glob or folder of .jsonl.
 
@@ -535,55 +547,57 @@ def read_questions(path: str | os.PathLike) -> Questions:
     A question is {"id", "question", "answers": [{"text", "answer_start"}]}; those that are impossible are left out.
     """
     content = read(path)
-    articles = _member(content.where, parsed_whole(content, "give a file of SQuAD"), "data", list)
+    whole = parsed_whole(content, "give a file of SQuAD")
     paragraphs, impossible = [], 0
-    for number, article in enumerate(articles, start=1):
-        of_article = f"{content.where}, article {number}"
-        for place, paragraph in enumerate(_member(of_article, article, "paragraphs", list), start=1):
-            where = f"{of_article}, paragraph {place}"
-            context, questions = _member(where, paragraph, "context", str), []
-            for given in _member(where, paragraph, "qas", list):
-                number = isinstance(given, dict) and type(given.get("id")) is int
-                name = str(given["id"]) if number else _member(where, given, "id", str)
-                if given.get("is_impossible"):
+    for number, article in enumerate(_member(whole, "data", list, lambda: line_of(content, "data")), start=1):
+        of_article = lambda article=article, number=number: f"{line_within(content, article)}, article {number}"
+        for paragraph in _member(article, "paragraphs", list, of_article):
+            of_paragraph = lambda paragraph=paragraph, number=number: (
+                f"{line_within(content, paragraph)}, a paragraph of article {number}"
+            )
+            context, questions = _member(paragraph, "context", str, of_paragraph), []
+            for given in _member(paragraph, "qas", list, of_paragraph):
+                if isinstance(given, dict) and given.get("is_impossible"):
                     impossible += 1
-                    continue
-                try:
-                    questions.append(_question(name, given, context))
-                except InputError as error:
-                    raise InputError(f"{line_of(content, given['id'])}: {error}") from None
+                else:
+                    questions.append(_question(content, given, context))
             paragraphs.append(Paragraph(context, questions))
     if not any(paragraph.questions for paragraph in paragraphs):
         raise InputError(f"{content.where} has no question that has an answer; give a file of SQuAD with some")
     return Questions(stem(path), paragraphs, impossible, digest(content.content))
 
 
-def _member(where: str, value: Any, name: str, kind: type) -> Any:
+def _member(value: Any, name: str, kind: type, where: Callable[[], str]) -> Any:
     """A field of an object of JSON, of the type that it must have."""
     has = isinstance(value, dict) and name in value
     if has and type(value[name]) is kind:
         return value[name]
     found = f"the field {name} is {brief(repr(value[name]), 80)}" if has else f"there is no field {name}"
     needed = {str: "a text", list: "a list", dict: "an object", int: "a whole number"}[kind]
-    raise InputError(f"{where}: {found} in {brief(repr(value), 80)}; it must be there, and be {needed}")
+    raise InputError(f"{where()}: {found} in {brief(repr(value), 80)}; it must be there, and be {needed}")
 
 
-def _question(name: str, value: dict[str, Any], context: str) -> Question:
+def _question(content: Content, value: Any, context: str) -> Question:
     """A question with its answers, each of which must be where it says."""
-    where, answers = f"question {brief(name, 80)}", []
-    for answer in _member(where, value, "answers", list):
-        begin, text = _member(where, answer, "answer_start", int), _member(where, answer, "text", str)
+    name = value.get("id") if isinstance(value, dict) else None
+    where = lambda: f"{line_within(content, value)}, a question"
+    if type(name) is not int:
+        name = _member(value, "id", str, where)
+        where = lambda: f"{line_of(content, name)}, question {brief(name, 80)}"
+    question, answers = _member(value, "question", str, where), []
+    for answer in _member(value, "answers", list, where):
+        begin, text = _member(answer, "answer_start", int, where), _member(answer, "text", str, where)
         end = begin + len(text)
         if not text or begin < 0 or context[begin:end] != text:
             there = "none" if not text or begin < 0 else repr(context[begin:end])
             raise InputError(
-                f"{where}: the answer {brief(repr(text), 80)} is not at character {begin} of its context, where "
+                f"{where()}: the answer {brief(repr(text), 80)} is not at character {begin} of its context, where "
                 f"{brief(there, 80)} is; answer_start counts characters, from 0"
             )
         answers.append((begin, text))
     if not answers:
-        raise InputError(f"{where} has no answer; give some, or mark it is_impossible")
-    return Question(name, _member(where, value, "question", str), answers)
+        raise InputError(f"{where()}, has no answer; give some, or mark it is_impossible")
+    return Question(str(name), question, answers)
 
 
 def read_ratings(path: str | os.PathLike) -> Ratings | Parts[Pair]:
@@ -717,7 +731,7 @@ def read_word_sets(path: str | os.PathLike) -> list[WordSets]:
 def _word_sets(path: epath.Path) -> WordSets:
     content = read(path)
     value = parsed_whole(content, "give sets of words as an object of JSON")
-    name = _member(content.where, value, "name", str)
+    name = _member(value, "name", str, lambda: line_of(content, "name"))
     if unknown := value.keys() - {"name", "targets", "attributes", "templates", "pairs"}:
         raise InputError(
             f"{line_of(content, min(unknown))}: {brief(repr(min(unknown)))} is not known; there are name, targets, "
@@ -725,7 +739,7 @@ def _word_sets(path: epath.Path) -> WordSets:
         )
     groups = {}
     for group in ("targets", "attributes"):
-        groups[group] = sets = _member(content.where, value, group, dict)
+        groups[group] = sets = _member(value, group, dict, lambda group=group: line_of(content, group))
         if len(sets) != 2:
             raise InputError(f"{line_of(content, group)}: {group} has {len(sets)} sets; it must have two")
         for label, words in sets.items():
