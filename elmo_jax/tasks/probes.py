@@ -24,9 +24,10 @@ from elmo_jax.embedder import ElmoEmbedder, layer_rates
 from elmo_jax.tasks.report import Figure, over_seeds
 from elmo_jax.tasks.systems import MIX, System
 
-# Of logistic regression: strengths of L2 that are tried, and when it has converged.
-STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4)
-MOST_ITERATIONS, TOLERANCE = 200, 1e-4
+# Of logistic regression: strengths of L2 that are tried in turn, and when it ends: iterations, trials of each, and what
+# an iteration must gain of the mean log-likelihood.
+STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3)
+MOST_ITERATIONS, MOST_TRIALS, TOLERANCE = 150, 10, 2e-5
 # Of heads (dropout of what the biLM gives: Peters et al. 2018, section 3.3), and of fine-tuning: the biLM's share of
 # the steps.
 DROPOUT = 0.5
@@ -69,8 +70,8 @@ def probe(features: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> Probed
     """Linear probes on a mix of the layers of `features` float32 [N, L, D], one for each fold.
 
     labels int [N] from 0 up; folds int [N] from 0 to K - 1, K ≥ 3. Probe k learns of all folds but k: multinomial
-    logistic regression with L2 on Σ softmax(mix)_l · layer_l, both learned together, by L-BFGS on all examples at once.
-    (The mix's γ is 1: free, it would undo the L2.) The strength of L2 is what gave the greatest likelihood of fold
+    logistic regression with L2 on γ · Σ softmax(mix)_l · layer_l, both learned together, by L-BFGS on all examples at
+    once; γ is not learned, which would undo the L2, but follows from the mix (`of_unit_variance`). The strength of L2 is what gave the greatest likelihood of fold
     k + 1 to a probe without it. On one layer it is scikit-learn's LogisticRegression, C = 1 / (examples · strength).
     """
     count, classes = int(folds.max()) + 1, int(labels.max()) + 1
@@ -79,13 +80,25 @@ def probe(features: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> Probed
     values, targets = jnp.asarray(features), jnp.asarray(labels.astype(np.int32))
     picked = np.full(count, STRENGTHS[0], np.float32)
     best = np.full(count, -np.inf)
-    for strength in STRENGTHS:  # one after the other: weak ones converge slowly, and together all would wait
+    for strength in STRENGTHS:  # from strong to weak, which converge slowly
         logs = _solve(values, targets, training & ~validation, np.full(count, strength, np.float32), classes).logs
         likelihoods = np.take_along_axis(np.asarray(logs), labels[None, :, None], -1)[..., 0]
         likelihoods = np.where(validation, likelihoods, 0).sum(1)
-        picked, best = np.where(likelihoods > best, np.float32(strength), picked), np.maximum(likelihoods, best)
+        better = likelihoods > best
+        picked, best = np.where(better, np.float32(strength), picked), np.maximum(likelihoods, best)
+        if not better.any():
+            break
     solved = _solve(values, targets, training, picked, classes)
     return Probed(np.asarray(solved.logs).argmax(-1), np.asarray(solved.mixes), picked)
+
+
+def of_unit_variance(mix: jax.Array) -> jax.Array:
+    """γ · softmax(mix), γ such that layers of variance 1 that know nothing of each other give a mix of variance 1.
+
+    Otherwise L2 would choose one layer, because a mean of several varies less.
+    """
+    shares = jax.nn.softmax(mix)
+    return shares / jnp.linalg.norm(shares)
 
 
 class _Solved(NamedTuple):
@@ -111,7 +124,7 @@ def _solve(features: jax.Array, labels: jax.Array, examples: jax.Array, strength
 
     def solve(part: jax.Array, mean: jax.Array, scale: jax.Array, strength: jax.Array) -> tuple[jax.Array, jax.Array]:
         def logs(parameters: dict[str, jax.Array]) -> jax.Array:
-            weight = jax.nn.softmax(parameters["mix"])[:, None, None] * parameters["weight"][None]
+            weight = of_unit_variance(parameters["mix"])[:, None, None] * parameters["weight"][None]
             weight = weight.reshape(layers * width, classes) / scale[:, None]
             return jax.nn.log_softmax(flat @ weight + (parameters["bias"] - mean @ weight)[None])
 
@@ -119,21 +132,22 @@ def _solve(features: jax.Array, labels: jax.Array, examples: jax.Array, strength
             likelihoods = jnp.take_along_axis(logs(parameters), labels[:, None], 1)[:, 0]
             return 0.5 * strength * jnp.square(parameters["weight"]).sum() - part @ likelihoods
 
-        optimizer = optax.lbfgs()
+        optimizer = optax.lbfgs(linesearch=optax.scale_by_zoom_linesearch(MOST_TRIALS, initial_guess_strategy="one"))
         start = {"mix": jnp.zeros(layers), "weight": jnp.zeros((width, classes)), "bias": jnp.zeros(classes)}
 
-        def step(carry: tuple[Any, Any]) -> tuple[Any, Any]:
-            parameters, state = carry
+        def step(carry: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
+            parameters, state, _, before = carry
             value, gradient = optax.value_and_grad_from_state(loss)(parameters, state=state)
             options = {"value": value, "grad": gradient, "value_fn": loss}
             updates, state = optimizer.update(gradient, state, parameters, **options)
-            return optax.apply_updates(parameters, updates), state
+            return optax.apply_updates(parameters, updates), state, before, value
 
-        def going(carry: tuple[Any, Any]) -> jax.Array:
-            count, gradient = optax.tree.get(carry[1], "count"), optax.tree.get(carry[1], "grad")
-            return (count == 0) | ((count < MOST_ITERATIONS) & (optax.tree.norm(gradient) > TOLERANCE))
+        def going(carry: tuple[Any, Any, Any, Any]) -> jax.Array:
+            _, state, before, value = carry
+            return (optax.tree.get(state, "count") < MOST_ITERATIONS) & (before - value > TOLERANCE)
 
-        parameters, _ = jax.lax.while_loop(going, step, (start, optimizer.init(start)))
+        far = jnp.float32(np.inf), jnp.float32(1e9)
+        parameters, state, *_ = jax.lax.while_loop(going, step, (start, optimizer.init(start), *far))
         return logs(parameters), jax.nn.softmax(parameters["mix"])
 
     return _Solved(*jax.vmap(solve)(every, means, scales, strengths))
