@@ -419,17 +419,31 @@ def convert(
 
 
 def export(
-    workdir: tyro.conf.Positional[str], output: str | None = None, step: int | None = None, best: bool = False
+    workdir: tyro.conf.Positional[str],
+    output: str | None = None,
+    step: int | None = None,
+    best: bool = False,
+    language: str | None = None,
+    licence: str | None = None,
+    results: str | None = None,
 ) -> None:
-    """Writes a model folder (options.json, weights.hdf5, softmax.hdf5, vocab.txt) from a checkpoint of a run.
+    """Writes a model folder from a checkpoint of a run, with a model card.
+
+    options.json, weights.hdf5, softmax.hdf5, vocab.txt, and README.md: data, size, figures, limits, licence. A
+    README.md that is there stays as it is.
 
     Args:
         workdir: Folder of the run.
         output: Folder to write; by default model/ in the workdir.
         step: Which checkpoint; by default the newest.
         best: Take the checkpoint with the lowest held-out perplexity.
+        language: For the card: the text's language, as "en".
+        licence: For the card: under which licence the model may be used, as "cc-by-4.0".
+        results: For the card: results.md of `elmo-jax evaluate`, what the model reaches on tasks.
     """
+    table = None if results is None else as_path(results).read_text()
     with needing("train"):
+        from elmo_jax.card import card, write_card
         from elmo_jax.checkpoint import Checkpoints
         from elmo_jax.parallel import device_count, use_one_cpu
         from elmo_jax.pretraining import Stand, checkpoint_shapes
@@ -455,7 +469,9 @@ def export(
     if folder.exists() and any(folder.iterdir()) and not (folder / "options.json").exists():
         raise InputError(f"{folder} holds files but no model; give a new folder, or that of a model to replace")
     write_folder(folder, begun.config.model, stand.parameters(len(vocabulary), begun.rows), vocabulary)
-    print(f"wrote the model of step {stand.step:,} to {folder}")
+    written = write_card(folder, card(begun, vocabulary, stand.step, run.lines(), licence, language, table))
+    kept = "" if written else f"; {folder / 'README.md'} was there, and stays"
+    print(f"wrote the model of step {stand.step:,} to {folder}{kept}")
 
 
 def curves(workdirs: tyro.conf.Positional[tuple[str, ...]], output: str) -> None:
@@ -467,6 +483,42 @@ def curves(workdirs: tyro.conf.Positional[tuple[str, ...]], output: str) -> None
     """
     draw_runs(workdirs, as_path(output))
     print(f"wrote {output}")
+
+
+def evaluate(
+    tasks: tyro.conf.Positional[tuple[str, ...]],
+    model: tuple[str, ...],
+    output: str,
+    baselines: tuple[str, ...] = (),
+    debias: str | None = None,
+    seeds: int = 5,
+    limit: int | None = None,
+    fine_tune: bool = False,
+) -> None:
+    """Measures what vectors know, of several models and baselines, on tasks read from files; prints a table.
+
+    Tasks are TASK=PATH: word-sense, sentiment, question-type, chunking, entities, answers, similarity, ratings, bias,
+    adaptation; docs/evaluating.md says which files each reads. All are read and checked before anything is computed.
+    Stopped at any moment, the same command goes on with what it keeps in OUTPUT/pieces.
+
+    Args:
+        tasks: TASK=PATH ..., as word-sense=line.jsonl chunking=FOLDER.
+        model: Models as for embed.
+        output: Folder for results.json, results.md, and what is kept of pieces that are done.
+        baselines: What to compare with: untrained (each model's shape with initial parameters), vectors:FILE
+            (word2vec's or GloVe's text), hf:NAME (a model or folder of transformers).
+        debias: File of word sets with pairs (as for bias): measure each model and baseline also with the direction that
+            the pairs differ by projected out.
+        seeds: How often what is learned by random numbers is learned anew; intervals are over them.
+        limit: Take only the first so many examples of each part, for a quick look.
+        fine_tune: Fine-tune the models, too, on tasks that label sentences or tokens.
+    """
+    with needing("tasks"):
+        from elmo_jax.tasks import command
+        from elmo_jax.tasks.evaluate import Options
+        from elmo_jax.tasks.report import table
+    options = Options(seeds, limit, fine_tune, output)
+    print(table(command.evaluate(tasks, model, baselines, debias, options)))
 
 
 def draw(argv: list[str]) -> None:
@@ -492,7 +544,7 @@ def explore(
 
     Args:
         model: Model as for embed; or a baseline, vectors:FILE or hf:NAME, as for evaluate.
-        text: Text as for embed.
+        text: Text as for embed, or "builtin" for the part of the built-in text that is not held out.
         output: Page to write, .html.
         words: Words to show, as they are written in the text, 50 at most; by default the 20 most frequent ones
             after the 150 most frequent, which mean little by themselves.
@@ -506,10 +558,10 @@ def explore(
 
     if not output.endswith(".html"):
         raise InputError(f"--output is {output}; give a file that ends in .html")
-    check_output(output, *files_of([text], "TEXT"))
+    check_output(output, *([] if text == BUILTIN else files_of([text], "TEXT")))
     if text == STANDARD_INPUT and not words:
         raise InputError("the text is read twice, to count its words first, and standard input only once; give --words")
-    read = lambda: read_input([text], text_format, text_column, option="TEXT", progress="reading")
+    read = lambda: sentences((text,), "TEXT", progress="reading", form=TextForm(text_format, text_column))
     found = explored(system_of(model), read, words, layers)
     write_page(found, text, output)
     occurrences = sum(len(word["contexts"]) for word in found["words"])
@@ -599,6 +651,7 @@ COMMANDS = {
     "vocab": vocab,
     "tokenize": tokenize,
     "perplexity": perplexity,
+    "evaluate": evaluate,
     "score": score,
     "nearest": nearest,
     "convert": convert,

@@ -1,16 +1,8 @@
-"""Runs tasks on systems: piece by piece, each kept when it is whole, so that a run that was stopped goes on."""
+"""What tasks are made of: pieces, each kept when it is whole, so that a run that was stopped goes on."""
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from etils import epath
-from tqdm import tqdm
-
-import elmo_jax
-from elmo_jax.errors import InputError, brief, listed
-from elmo_jax.files import writing
-from elmo_jax.tasks.formats import digest as digest
 from elmo_jax.tasks.report import Figure
 from elmo_jax.tasks.systems import System
 
