@@ -31,6 +31,7 @@ MOST_PANELS, MOST_BARS = 12, 30
 ROOM_FOR_SHARE = 0.1  # in a bar, for the number
 ROOM_FOR_LABELS = 90  # letters below panels side by side
 HATCHES = ("", "//", "..", "\\\\", "xx", "--", "oo")
+BESIDE_EACH_OTHER = 0.1  # of the way from one layer to the next, systems
 # Figures of learned mixes have in their details the layers' shares, of each seed or fold.
 MIX_SHARES = "mix"
 BESIDE_LAYERS = (MIX, AVERAGE, "fine-tuned")
@@ -284,60 +285,93 @@ def mixes(figures: Sequence[Figure]) -> Any:
     return figure
 
 
-def panels_of(figures: Sequence[Figure]) -> dict[tuple[str, str, str], list[Figure]]:
-    """Figures by task, data and metric, where a system has several layers."""
+class Panel(NamedTuple):
+    """One task, data and metric: what layers, mixes and the like reach, and systems that have neither."""
+
+    title: str
+    metric: str
+    figures: list[Figure]
+    references: list[Figure]
+
+    @property
+    def places(self) -> dict[str, int]:
+        """Where on the axis each layer is, in their order, and behind them mixes and the like."""
+        names = sorted(dict.fromkeys(figure.vectors for figure in self.figures), key=lambda name: name in BESIDE_LAYERS)
+        return {name: place for place, name in enumerate(names)}
+
+
+def panels_of(figures: Sequence[Figure]) -> list[Panel]:
+    """Those tasks, data and metrics for which a system has several layers.
+
+    What has other vectors than those of such a system, the most frequent sense, say, is a reference; also where its
+    metric is that of the panel without the way in which vectors were used ("accuracy" and "accuracy, linear probe").
+    """
     groups: dict[tuple[str, str, str], list[Figure]] = {}
     for figure in figures:
         groups.setdefault((figure.task, figure.data, figure.metric), []).append(figure)
-    several = lambda group: max(Counter(figure.system for figure in group if is_layer(figure)).values(), default=0) > 1
-    return {name: group for name, group in groups.items() if several(group)}
+    panels = []
+    for (task, data, metric), group in groups.items():
+        counts = Counter(figure.system for figure in group if is_layer(figure))
+        layers = {figure.vectors for figure in group if is_layer(figure) and counts[figure.system] > 1}
+        if not layers:
+            continue
+        has_place = lambda figure, layers=layers: figure.vectors in layers or not is_layer(figure)
+        general = groups.get((task, data, metric.partition(",")[0]), group)
+        others = [figure for figure in (group if general is group else [*group, *general]) if not has_place(figure)]
+        title = " · ".join(dict.fromkeys((task, data)))
+        panels.append(Panel(title, metric, list(filter(has_place, group)), others))
+    return panels
 
 
 def probes(figures: Sequence[Figure]) -> Any:
     """What each layer of each system, its mix and the like reach, with intervals: a panel for each task and metric."""
-    groups = panels_of(figures)
-    if not groups:
+    panels = panels_of(figures)
+    if not panels:
         raise InputError("the results have no figures of several layers of a system")
-    if len(groups) > MOST_PANELS:
-        raise InputError(f"the results have {len(groups)} panels, more than {MOST_PANELS}; name tasks with --tasks")
-    systems = list(dict.fromkeys(figure.system for group in groups.values() for figure in group))
-    if len(systems) > len(COLOURS):
-        raise InputError(f"the results are of {len(systems)} systems, more than {len(COLOURS)} colours")
-    columns = min(2, len(groups))
-    rows = math.ceil(len(groups) / columns)
-    figure = figure_of(0.8 + 3.6 * rows + 0.25 * math.ceil(len(systems) / 3))
-    panels = panels_in(figure, rows, columns, len(groups))
+    if len(panels) > MOST_PANELS:
+        raise InputError(f"the results have {len(panels)} panels, more than {MOST_PANELS}; name tasks with --tasks")
+    systems = list(dict.fromkeys(one.system for panel in panels for one in panel.figures))
+    others = list(dict.fromkeys(one.system for panel in panels for one in panel.references))
+    if len(systems) > len(COLOURS) or len(others) > len(DASHES):
+        raise InputError(
+            f"the results are of {len(systems)} systems and {len(others)} others without layers, more than "
+            f"{len(COLOURS)} and {len(DASHES)}; evaluate fewer together"
+        )
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = figure_of(0.8 + 3.6 * rows + 0.25 * math.ceil((len(systems) + len(others)) / 3))
     handles: dict[str, Any] = {}
-    for axes, ((task, data, metric), group) in zip(panels, groups.items(), strict=True):
-        names = dict.fromkeys(one.vectors for one in group if is_layer(one))
-        places = {
-            name: place
-            for place, name in enumerate([*names, *dict.fromkeys(one.vectors for one in group if not is_layer(one))])
-        }
-        for number, system in enumerate(systems):
-            of_system = [one for one in group if one.system == system]
-            shift = (number - (len(systems) - 1) / 2) * 0.5 / max(1, len(systems) - 1)
+    for axes, panel in zip(panels_in(figure, rows, columns, len(panels)), panels, strict=True):
+        for number, name in enumerate(systems):
+            shift = (number - (len(systems) - 1) / 2) * BESIDE_EACH_OTHER
             for of_layers in (True, False):
-                points = [one for one in of_system if is_layer(one) == of_layers]
-                x = np.array([places[one.vectors] + shift for one in points])
-                y = np.array([one.value for one in points])
-                bars = np.nan_to_num(
-                    np.abs(np.array([[one.value - one.low, one.high - one.value] for one in points]))
-                ).T
+                points = [one for one in panel.figures if one.system == name and is_layer(one) == of_layers]
                 style = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 6, "capsize": 3}
                 style |= {"linestyle": DASHES[number % len(DASHES)] if of_layers else "none", "linewidth": 1.5}
-                if len(points):
-                    handles.setdefault(system, axes.errorbar(x, y, yerr=bars, **style))
-        axes.set_title(as_text(" · ".join(dict.fromkeys((task, data))), 60), fontsize=TITLE)
-        axes.set_ylabel(as_text(metric, 40), fontsize=LABEL)
-        labels = [as_text(name, 16) for name in places]
+                if points:
+                    handles.setdefault(name, drawn_points(axes, points, panel.places, shift, style))
+        for one in panel.references:
+            style = {"color": "#555555", "linestyle": DASHES[::-1][others.index(one.system)], "linewidth": 1.2}
+            handles.setdefault(one.system, axes.axhline(one.value, **style))
+        axes.set_title(as_text(panel.title, 60), fontsize=TITLE)
+        axes.set_ylabel(as_text(panel.metric, 40), fontsize=LABEL)
+        labels = [as_text(name, 16) for name in panel.places]
         turned = {"rotation": 90} if sum(map(len, labels)) > ROOM_FOR_LABELS / columns else {}
-        axes.set_xticks(range(len(places)), labels, fontsize=SMALL, **turned)
-        axes.set_xlim(-0.5, len(places) - 0.5)
+        axes.set_xticks(range(len(labels)), labels, fontsize=SMALL, **turned)
+        axes.set_xlim(-0.5, len(labels) - 0.5)
         axes.tick_params(axis="y", labelsize=SMALL)
         axes.grid(alpha=0.3, axis="y")
-    legend(figure, [handles[system] for system in systems], [as_text(system) for system in systems])
+    names = [*systems, *others]
+    legend(figure, [handles[name] for name in names], [as_text(name) for name in names])
     return figure
+
+
+def drawn_points(axes: Any, points: Sequence[Figure], places: dict[str, int], shift: float, style: dict) -> Any:
+    """Values with their intervals, where they have one."""
+    x = [places[one.vectors] + shift for one in points]
+    below = np.nan_to_num([one.value - one.low for one in points])
+    above = np.nan_to_num([one.high - one.value for one in points])
+    return axes.errorbar(x, [one.value for one in points], yerr=np.maximum([below, above], 0), **style)
 
 
 def of_tasks(figures: Sequence[Figure], tasks: Sequence[str]) -> list[Figure]:

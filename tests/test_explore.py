@@ -123,6 +123,9 @@ def test_command(tmp_path, capsys):
     assert data["layers"] == ["words", "LSTM 2"]
     assert [word["word"] for word in data["words"]] == ["line", "a", "lines", "the", "two"]
     assert [layer["different"] for layer in data["words"][0]["layers"]] == [1, 4]
+    tools.main(["explore", str(model), "builtin", "--output", str(output), "--words", "coroutine", "--layers", "1"])
+    assert "1 words, " in capsys.readouterr().out
+    assert data_of(output)["text"] == "builtin"
     output.unlink()
     before = sorted(tmp_path.rglob("*"))
     fails(tools.main, [*command, "--words", "line", "Line", "bank"], "the text has 'Line' 0 times, 'bank' 0", capsys)

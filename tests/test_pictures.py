@@ -220,17 +220,34 @@ def test_mixes():
 def test_probes(tasks):
     figures = results(("english", "portuguese", "untrained"), tasks)
     figures.append(Figure(tasks[0], f"{tasks[0]}-data", "glove", "words", "accuracy", 0.4, math.nan, math.nan, "", {}))
+    most = Figure(tasks[0], f"{tasks[0]}-data", "most frequent", "none", "accuracy", 0.3, 0.2, 0.4, "", {})
+    figures.append(most)
     figures.append(Figure("bias", "names", "english", "words", "d", 1.0, 0.5, 1.5, "", {}))  # of one layer: left out
     figure = pictures.probes(figures)
     texts = check_legible(figure)
     assert len(figure.axes) == len(tasks)
-    assert {"english", "portuguese", "untrained", "glove", "mix", "fine-tuned"} <= {*texts}
+    assert {"english", "portuguese", "untrained", "glove", "most frequent", "mix", "fine-tuned"} <= {*texts}
     line = figure.axes[0].containers[0]
     assert np.allclose(line.lines[0].get_ydata(), [0.5, 0.6, 0.7])
     low, high = np.array(line.lines[2][0].get_segments())[1, :, 1]
     assert np.allclose([low, high], [0.58, 0.61])
+    levels = [line.get_ydata() for line in figure.axes[0].lines if len(set(line.get_xdata())) == 2]
+    assert [0.3, 0.3] in [list(level) for level in levels]
     chosen = pictures.of_tasks(figures, tasks[:1])
     assert {figure.task for figure in chosen} == {tasks[0]}
+
+
+def test_panels():
+    """A metric is shown with what is told of it in general; of one layer there is no panel."""
+    figure = lambda system, vectors, metric: Figure("t", "d", system, vectors, metric, 0.5, 0.4, 0.6, "", {})
+    named = [figure("elmo", name, metric) for metric in ("F, one", "F, other") for name in ("words", "mix", "LSTM 1")]
+    most, counts = figure("most", "none", "F"), figure("counts", "words of it", "F, other")
+    one, other = pictures.panels_of([*named, most, counts, figure("glove", "words", "F, one")])
+    assert list(one.places) == ["words", "LSTM 1", "mix"]
+    assert one.references == [most]
+    assert [figure.system for figure in one.figures] == ["elmo", "elmo", "elmo", "glove"]
+    assert other.references == [counts, most]
+    assert one.title == "t · d"
 
 
 def test_commands(tmp_path, monkeypatch, capsys):
