@@ -270,9 +270,9 @@ def several(path: str | os.PathLike, suffixes: Sequence[str]) -> list[epath.Path
     return files
 
 
-def parts_of(folder: epath.Path, suffixes: Sequence[str], what: str) -> dict[str, epath.Path]:
+def parts_of(folder: epath.Path, suffixes: Sequence[str]) -> dict[str, epath.Path]:
     """The files of a folder to learn from, to choose by and to measure on: train.*, test.*, and perhaps dev.*."""
-    accepted = f"{what} are train{suffixes[0]}, test{suffixes[0]} and perhaps dev{suffixes[0]}"
+    accepted = f"its files are train{suffixes[0]}, test{suffixes[0]} and perhaps dev{suffixes[0]}"
     files, found = files_in(folder, suffixes), {}
     for part, names in PARTS.items():
         named = [path for path in files if stem(path).lower() in names]
@@ -370,7 +370,7 @@ def read_labelled(path: str | os.PathLike) -> Parts[Labelled]:
     Or one file, which has no parts: it is all in `train`.
     """
     given = as_path(path)
-    files = parts_of(given, TSV, "its files") if given.is_dir() else {"train": given}
+    files = parts_of(given, TSV) if given.is_dir() else {"train": given}
     contents = {part: read(file) for part, file in files.items()}
     records = {part: list(_labelled(content)) for part, content in contents.items()}
     known = Counter(record.label for record in records["train"])
@@ -420,7 +420,7 @@ def read_tagged(path: str | os.PathLike) -> TaggedParts:
         raise InputError(
             f"{os.fspath(path)} {problem}; give a folder with train.conll, test.conll and perhaps dev.conll"
         )
-    contents = {part: read(file) for part, file in parts_of(folder, CONLL, "its files").items()}
+    contents = {part: read(file) for part, file in parts_of(folder, CONLL).items()}
     tagged = {part: _columns(content) for part, content in contents.items()}
     scheme, irregular = scheme_of([sentence for sentences in tagged.values() for sentence in sentences])
     records = {part: [Tagged(*sentence[:2]) for sentence in sentences] for part, sentences in tagged.items()}
