@@ -199,22 +199,21 @@ def similarity(system: System, first: Sequence[str], second: Sequence[str]) -> A
 
 
 def read_results(path: str) -> list[Figure]:
-    """The figures of a results.json that `elmo-jax evaluate` wrote."""
+    """The figures of a results.json that `elmo-jax evaluate` wrote, without those that have no value."""
     figures = read_json(path).get("figures")
     accepted = "give a results.json that elmo-jax evaluate wrote"
     if not isinstance(figures, list) or not figures:
         raise InputError(f"{path} has no figures; {accepted}")
     made = []
     for number, values in enumerate(figures, start=1):
-        right = (
-            isinstance(values, dict) and values.keys() == set(Figure._fields) and isinstance(values["details"], dict)
-        )
+        right = isinstance(values, dict) and values.keys() == set(Figure._fields)
         right = right and all(isinstance(values[name], str) for name in (*Figure._fields[:5], "over"))
-        numbers = [values[name] for name in ("value", "low", "high")] if right else []
-        if not right or not all(isinstance(value, int | float | None) for value in numbers) or numbers[0] is None:
+        right = right and all(isinstance(values[name], int | float | None) for name in ("value", "low", "high"))
+        if not right or not isinstance(values["details"], dict):
             raise InputError(f"{path}: figure {number} is {brief(repr(values))}; {accepted}")
         bounds = {name: math.nan if values[name] is None else values[name] for name in ("low", "high")}
-        made.append(Figure(**(values | bounds)))
+        if values["value"] is not None:
+            made.append(Figure(**(values | bounds)))
     return made
 
 

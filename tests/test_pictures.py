@@ -237,6 +237,16 @@ def test_probes(tasks):
     assert {figure.task for figure in chosen} == {tasks[0]}
 
 
+def test_results_are_read_as_they_were_written(tmp_path):
+    figures = results()
+    none = figures[0]._replace(low=math.nan, high=math.nan)
+    path = write_results(tmp_path / "results.json", [none, figures[1]._replace(value=math.nan), *figures[2:]])
+    read = pictures.read_results(str(path))
+    assert read[1:] == figures[2:]
+    assert read[0][:6] == none[:6]
+    assert math.isnan(read[0].low)
+
+
 def test_panels():
     """A metric is shown with what is told of it in general; of one layer there is no panel."""
     figure = lambda system, vectors, metric: Figure("t", "d", system, vectors, metric, 0.5, 0.4, 0.6, "", {})
