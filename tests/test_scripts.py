@@ -421,6 +421,7 @@ ORDER = [
     "events",
     "curves",
     "lifecycle",
+    "card",
     "pretraining",
     "restart",
     "tasks",  # a folder, whose files have an order of their own
