@@ -31,7 +31,7 @@ MOST_ITERATIONS, MOST_TRIALS, TOLERANCE = 150, 10, 2e-5
 # Of heads (dropout of what the biLM gives: Peters et al. 2018, section 3.3), and of fine-tuning: the biLM's share of
 # the steps.
 DROPOUT = 0.5
-OPTIMIZER = optax.adam(5e-3)
+OPTIMIZER, FEWEST_STEPS = optax.adam(5e-3), 50
 FINE_TUNING_RATE, FINE_TUNING_SHARE = 2e-3, 0.1
 ROWS_OF_STATISTICS, SMALLEST_SCALE = 8192, 1e-6
 FINE_TUNED = "fine-tuned"
@@ -70,9 +70,10 @@ def probe(features: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> Probed
     """Linear probes on a mix of the layers of `features` float32 [N, L, D], one for each fold.
 
     labels int [N] from 0 up; folds int [N] from 0 to K - 1, K ≥ 3. Probe k learns of all folds but k: multinomial
-    logistic regression with L2 on γ · Σ softmax(mix)_l · layer_l, both learned together, by L-BFGS on all examples at
-    once; γ is not learned, which would undo the L2, but follows from the mix (`of_unit_variance`). The strength of L2 is what gave the greatest likelihood of fold
-    k + 1 to a probe without it. On one layer it is scikit-learn's LogisticRegression, C = 1 / (examples · strength).
+    logistic regression with L2 on γ · Σ softmax(mix)_l · layer_l, both learned together by L-BFGS on all examples at
+    once; γ is not learned, which would undo the L2, but follows from the mix (`of_unit_variance`). The strength of L2
+    is what gave the greatest likelihood of fold k + 1 to a probe without it. On one layer it is scikit-learn's
+    LogisticRegression with C = 1 / (examples · strength).
     """
     count, classes = int(folds.max()) + 1, int(labels.max()) + 1
     training = np.arange(count)[:, None] != folds
@@ -116,8 +117,10 @@ def _solve(features: jax.Array, labels: jax.Array, examples: jax.Array, strength
     """
     number, layers, width = features.shape
     flat = features.reshape(number, layers * width)
-    flat = flat - flat.mean(0)
-    every = jnp.asarray(examples, jnp.float32) / examples.sum(1, keepdims=True)
+    flat = flat - flat.mean(0, keepdims=True)
+    right = jax.nn.one_hot(labels, classes)
+    every = jnp.asarray(examples, jnp.float32)
+    every = every / every.sum(1, keepdims=True)
     means = every @ flat
     scales = jnp.sqrt(jnp.maximum(every @ (flat * flat) - means * means, 0.0))
     scales = jnp.where(scales > SMALLEST_SCALE, scales, 1.0)
@@ -129,8 +132,8 @@ def _solve(features: jax.Array, labels: jax.Array, examples: jax.Array, strength
             return jax.nn.log_softmax(flat @ weight + (parameters["bias"] - mean @ weight)[None])
 
         def loss(parameters: dict[str, jax.Array]) -> jax.Array:
-            likelihoods = jnp.take_along_axis(logs(parameters), labels[:, None], 1)[:, 0]
-            return 0.5 * strength * jnp.square(parameters["weight"]).sum() - part @ likelihoods
+            likelihood = jnp.vdot(part[:, None] * right, logs(parameters))
+            return 0.5 * strength * jnp.square(parameters["weight"]).sum() - likelihood
 
         optimizer = optax.lbfgs(linesearch=optax.scale_by_zoom_linesearch(MOST_TRIALS, initial_guess_strategy="one"))
         start = {"mix": jnp.zeros(layers), "weight": jnp.zeros((width, classes)), "bias": jnp.zeros(classes)}
@@ -139,7 +142,8 @@ def _solve(features: jax.Array, labels: jax.Array, examples: jax.Array, strength
             parameters, state, _, before = carry
             value, gradient = optax.value_and_grad_from_state(loss)(parameters, state=state)
             options = {"value": value, "grad": gradient, "value_fn": loss}
-            updates, state = optimizer.update(gradient, state, parameters, **options)
+            with jax.numpy_dtype_promotion("standard"):  # which optax needs
+                updates, state = optimizer.update(gradient, state, parameters, **options)
             return optax.apply_updates(parameters, updates), state, before, value
 
         def going(carry: tuple[Any, Any, Any, Any]) -> jax.Array:
@@ -147,7 +151,7 @@ def _solve(features: jax.Array, labels: jax.Array, examples: jax.Array, strength
             return (optax.tree.get(state, "count") < MOST_ITERATIONS) & (before - value > TOLERANCE)
 
         far = jnp.float32(np.inf), jnp.float32(1e9)
-        parameters, state, *_ = jax.lax.while_loop(going, step, (start, optimizer.init(start), *far))
+        parameters, *_ = jax.lax.while_loop(going, step, (start, optimizer.init(start), *far))
         return logs(parameters), jax.nn.softmax(parameters["mix"])
 
     return _Solved(*jax.vmap(solve)(every, means, scales, strengths))
@@ -239,16 +243,20 @@ def train(
     """Minibatches, for at most so many epochs, until nothing has got better on the development part for `patience`.
 
     loss(parameters, batch, number of the step) is differentiated. It and the optimiser are static: given again for
-    arrays of the same shapes, they are not compiled again. batches(epoch) gives those of an epoch; score(parameters)
-    is one number, or [S, H] where all parameters have these axes in front: each seed and head keeps its own best.
+    arrays of the same shapes, they are not compiled again. batches(number of the pass) gives those of all examples; an
+    epoch is one pass, or of few examples as many as make FEWEST_STEPS. score(parameters) is one number, or [S, H] where
+    all parameters have these axes in front: each seed and head keeps its own best.
     """
-    state, step = optimizer.init(parameters), 0
+    state, step, passes = optimizer.init(parameters), 0, 0
     best, scores, reached = parameters, np.array(-np.inf), np.array(0)
     with tqdm(total=epochs, desc=what, unit=" epochs", delay=2, leave=False) as bar:
         for epoch in range(1, epochs + 1):
-            for batch in batches(epoch):
-                parameters, state = _update(loss, optimizer, parameters, state, batch, np.int32(step))
-                step += 1
+            enough = step + FEWEST_STEPS
+            while passes < epoch or step < enough:
+                for batch in batches(passes):
+                    parameters, state = _update(loss, optimizer, parameters, state, batch, np.int32(step))
+                    step += 1
+                passes += 1
             now = np.asarray(score(parameters), np.float64)
             better = now > scores
             best, scores = _chosen(better, parameters, best), np.where(better, now, scores)
@@ -262,7 +270,8 @@ def train(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _update(loss: Any, optimizer: Any, parameters: Any, state: Any, batch: Any, step: Any) -> tuple[Any, Any]:
     gradient = jax.grad(loss)(parameters, batch, step)
-    updates, state = optimizer.update(gradient, state, parameters)
+    with jax.numpy_dtype_promotion("standard"):  # which optax needs
+        updates, state = optimizer.update(gradient, state, parameters)
     return optax.apply_updates(parameters, updates), state
 
 
