@@ -132,7 +132,8 @@ def test_pieces_are_told_apart(files, elmo):
 
 
 @pytest.mark.slow
-def test_fine_tuned(files, elmo):
+def test_fine_tuned(files, elmo, monkeypatch):
+    monkeypatch.setattr(sentences, "FINE_TUNING_EPOCHS", 2)
     pieces = sentences.sentiment(str(files), [ElmoSystem("small", elmo)], Options(seeds=1, fine_tune=True))
     (figure,) = pieces[1].figures()
     assert (figure.system, figure.vectors, figure.over) == ("small", FINE_TUNED, "1 seed")

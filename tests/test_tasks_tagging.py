@@ -225,7 +225,7 @@ def test_a_tag_that_is_not_learned_is_never_right(tmp_path):
 
 @pytest.mark.slow
 def test_fine_tuned(columns, elmo, monkeypatch):
-    monkeypatch.setattr(tagging, "EPOCHS", 6)
+    monkeypatch.setattr(tagging, "EPOCHS", 2)
     monkeypatch.setattr(tagging, "TOKENS_OF_BATCH", 128)
     pieces = tagging.entities(str(columns), [ElmoSystem("small", elmo)], Options(seeds=1, fine_tune=True))
     (figure,) = pieces[1].figures()
