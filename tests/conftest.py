@@ -47,7 +47,11 @@ compiled = tempfile.TemporaryDirectory()
 
 def script_environment(devices: int = 1) -> dict[str, str]:
     """Environment for a script in a process of its own."""
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_COMPILATION_CACHE_DIR": compiled.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+    environment = os.environ | {
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_COMPILATION_CACHE_DIR": compiled.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
     flags = environment.pop("XLA_FLAGS").replace("--xla_backend_optimization_level=0", "").strip()
     return environment | ({"XLA_FLAGS": flags} if flags else {})
 

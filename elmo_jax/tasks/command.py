@@ -10,7 +10,7 @@ from tqdm import tqdm
 import elmo_jax
 from elmo_jax.errors import InputError, brief, listed
 from elmo_jax.files import as_path, unwritable, writing
-from elmo_jax.tasks import adaptation, answers, bias, ratings, sentences, similarity, tagging, word_sense
+from elmo_jax.tasks import adaptation, answers, bias, probes, ratings, sentences, similarity, tagging, word_sense
 from elmo_jax.tasks.evaluate import Options, Piece, Task
 from elmo_jax.tasks.formats import digest
 from elmo_jax.tasks.report import Figure, table
@@ -119,6 +119,7 @@ def evaluate(
                 figures = piece.figures()
                 kept.write(piece, figures)
             found += figures
+    found = probes.joined(found)
     write_json(folder / "results.json", {"figures": [_to_json(figure) for figure in found]})
     with writing(folder / "results.md") as partial:
         partial.write_text(table(found) + "\n")
