@@ -13,6 +13,8 @@ from pathlib import Path
 # The texts that tests read are not kept among the user's own.
 cache = tempfile.TemporaryDirectory()
 os.environ["XDG_CACHE_HOME"] = cache.name
+# Nor are programs that they compile kept, but those of scripts in `compiled`.
+os.environ["ELMO_JAX_COMPILATION_CACHE"] = "0"
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(os.environ.get("ELMO_GOLDEN", ROOT.parent / "shared/data/golden"))
@@ -46,8 +48,9 @@ compiled = tempfile.TemporaryDirectory()
 
 
 def script_environment(devices: int = 1) -> dict[str, str]:
-    """Environment for a script in a process of its own."""
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_COMPILATION_CACHE_DIR": compiled.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+    """Environment for a script in a process of its own; scripts find the programs that others have compiled."""
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_COMPILATION_CACHE_DIR": compiled.name}
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
     flags = environment.pop("XLA_FLAGS").replace("--xla_backend_optimization_level=0", "").strip()
     return environment | ({"XLA_FLAGS": flags} if flags else {})
 
