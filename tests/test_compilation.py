@@ -31,7 +31,6 @@ def cache(monkeypatch, tmp_path):
     before = {name: getattr(jax.config, name) for name in CHANGED}
     compilation._apply(dict(zip(CHANGED, (None, 1.0, -1), strict=True)))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("ELMO_JAX_COMPILATION_CACHE")
     yield tmp_path / "cache" / "elmo_jax"
     compilation._apply(before)
 
@@ -163,7 +162,7 @@ print(json.dumps([count("compilation_cache/cache_hits"), count("compilation_cach
 @pytest.mark.slow
 def test_the_next_process_finds_the_programs(folder, tmp_path):
     environment = script_environment() | {"XDG_CACHE_HOME": str(tmp_path)}
-    del environment["JAX_COMPILATION_CACHE_DIR"], environment["ELMO_JAX_COMPILATION_CACHE"]
+    del environment["JAX_COMPILATION_CACHE_DIR"]
     command = [sys.executable, "-c", HOST, folder]
     counts = []
     for _ in range(2):
