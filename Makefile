@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow fuzz notebook peers compilers
+.PHONY: demo test test-slow docs fuzz notebook peers compilers
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -22,10 +22,14 @@ test: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --quiet -m "not slow" --numprocesses auto --dist worksteal
 
-# Many runs, much text, several processes; Ray, for a cluster of two nodes. Minutes rather than seconds.
+# Many runs, much text, several processes; Ray, for a cluster of two nodes; PyTorch. Minutes rather than seconds.
 test-slow: .venv/installed
-	$(BIN)/pip install --quiet 'ray[data]==2.60.0'
+	$(BIN)/pip install --quiet 'ray[data]==2.60.0' torch==2.13.0
 	$(BIN)/python -m pytest --quiet -m slow --numprocesses 2 --dist worksteal
+
+# The site: open docs/_build/html/index.html. Needs no network.
+docs: .venv/installed
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env docs docs/_build/html
 
 # Every reader of files, one after the other: twenty minutes. The counts are added to those of fuzz/results.json.
 fuzz: .venv/installed
@@ -34,6 +38,7 @@ fuzz: .venv/installed
 
 # Runs the notebooks with the demo's model and keeps what they show.
 notebook: .venv/installed
+	$(BIN)/pip install --quiet torch==2.13.0
 	test -d runs/demo/model || $(MAKE) demo
 	$(BIN)/python -m notebooks.execute
 

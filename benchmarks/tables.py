@@ -399,10 +399,59 @@ def dearest(name: str, operations: list, top: int) -> str:
     return markdown(heads, rows)
 
 
+def recipes(result: dict) -> str:
+    """The table of `benchmarks.recipes`: medians of all seeds, the lowest perplexity first."""
+    steps = result["steps"]
+    shown = [*(number * (steps // 4) for number in (1, 2, 3)), steps]
+    heads = ["recipe", "options", *(f"after {step:,} steps" for step in shown), "of the published"]
+    of_seeds = lambda name, step: [
+        run["heldout_perplexity"][str(step)] for run in result["runs"] if run["recipe"] == name
+    ]
+    names = dict.fromkeys(run["recipe"] for run in result["runs"])
+    at = lambda name, step: float(np.median(of_seeds(name, step)))
+    short = lambda value, digits: f"{value:,.{digits}}" if value < 1e5 else f"{value:.1e}"
+    base, rows = at(next(iter(names)), steps), []
+    for name in sorted(names, key=lambda name: at(name, steps)):
+        options = next(run["options"] for run in result["runs"] if run["recipe"] == name)
+        perplexities = [short(at(name, step), "1f") for step in shown]
+        options = f"`{options.replace('--train.', '')}`" if options else "as published"
+        rows.append([name, options, *perplexities, short(at(name, steps) / base, "2f")])
+    seeds = sorted({run["seed"] for run in result["runs"]})
+    note = (
+        f"Held-out perplexity. Config {result['config']}, {result['rows']} rows of {result['window']} positions, "
+        f"{result['precision']}, seeds {', '.join(map(str, seeds))}. {about(result)}.\n"
+    )
+    return markdown(heads, rows) + "\n" + note
+
+
+def embedder(result: dict) -> str:
+    """The table of `benchmarks.embedder`."""
+    heads, rows = ["a step", "seconds (min – max)", "ratio (min – max)", "tokens/s", "temporary memory"], []
+    for row in result["ways"]:
+        seconds, ratio = row["seconds"], row["ratio"]
+        rows.append(
+            [
+                row["way"],
+                f"{seconds['median']:.3f} ({seconds['min']:.3f} – {seconds['max']:.3f})",
+                f"{ratio['median']:.2f} ({ratio['min']:.2f} – {ratio['max']:.2f})",
+                f"{result['tokens'] / seconds['median']:,.0f}",
+                f"{row['temporary_bytes'] / 2**20:,.0f} MiB",
+            ]
+        )
+    note = (
+        f"Config {result['config']}, {result['precision']}, {result['parameters'] / 1e6:.1f} M parameters; "
+        f"{result['rows']} rows of {result['positions']} positions, {result['tokens']:,} tokens, "
+        f"{result['distinct_words']:,} distinct words; {result['repeats']} rounds, ratios within each. "
+        f"{about(result)}.\n"
+    )
+    return markdown(heads, rows) + "\n" + note
+
+
 TABLES = {
     table.__name__: table
     for table in (
         embedding,
+        embedder,
         text_length,
         output,
         output_memory,
@@ -415,6 +464,7 @@ TABLES = {
         scaling,
         checkpoints,
         pod,
+        recipes,
         compiled,
     )
 }

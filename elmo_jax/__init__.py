@@ -13,11 +13,12 @@ on: `corpus` (numbered), `streams` (windows), `training` (`model`, `losses`, Ada
 
 from typing import TYPE_CHECKING
 
+from elmo_jax.batches import Encoded
 from elmo_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 from elmo_jax.dataset_column import EmbeddingColumn
 from elmo_jax.elmo import Elmo, load
 from elmo_jax.embeddings import Embeddings, read_embeddings
-from elmo_jax.errors import InputError
+from elmo_jax.errors import InputError, needing
 from elmo_jax.mix import Mix
 
 __all__ = [
@@ -25,26 +26,39 @@ __all__ = [
     "Config",
     "DataConfig",
     "Elmo",
+    "ElmoEmbedder",
+    "ElmoVectorizer",
     "EmbeddingColumn",
     "Embeddings",
+    "Encoded",
     "InputError",
     "Mix",
     "ModelConfig",
     "ScalarMix",
     "TrainConfig",
+    "layer_rates",
     "load",
+    "parameter_groups",
     "read_embeddings",
 ]
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from elmo_jax.embedder import ElmoEmbedder, layer_rates, parameter_groups
     from elmo_jax.modules import BiLM, ScalarMix
+    from elmo_jax.vectorizer import ElmoVectorizer
 else:
+    # Where each is, and the extra that brings the packages it needs.
+    _FOUND_IN = dict.fromkeys(("BiLM", "ScalarMix"), ("modules", "train"))
+    _FOUND_IN |= dict.fromkeys(("ElmoEmbedder", "layer_rates", "parameter_groups"), ("embedder", "train"))
+    _FOUND_IN["ElmoVectorizer"] = "vectorizer", "sklearn"
 
     def __getattr__(name: str):
-        """The Flax modules, imported when they are asked for: embedding needs no Flax."""
-        if name not in ("BiLM", "ScalarMix"):
+        """What needs further packages, imported when it is asked for: embedding needs neither Flax nor scikit-learn."""
+        if name not in _FOUND_IN:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from elmo_jax import modules
+        from importlib import import_module
 
-        return getattr(modules, name)
+        module, extra = _FOUND_IN[name]
+        with needing(extra):
+            return getattr(import_module(f"elmo_jax.{module}"), name)

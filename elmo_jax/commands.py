@@ -13,6 +13,7 @@ from elmo_jax.compilation import keep_compiled
 from elmo_jax.config import Precision, TextFormat, check_trainable
 from elmo_jax.convert import Form, write_as
 from elmo_jax.corpus import BUILTIN, Corpus, WordCounts, cached, count_words, sentences
+from elmo_jax.curves import draw
 from elmo_jax.dump import nearest as nearest_in_dump
 from elmo_jax.elmo import Layers, StateMode, load
 from elmo_jax.engine import Pool
@@ -389,7 +390,7 @@ def export(
         raise InputError(f"{workdir} is not the folder of a training run: it has no config.json and vocab.txt")
     if best and step is not None:
         raise InputError("--step and --best exclude each other")
-    model, vocabulary = begun.config.model, begun.vocabulary
+    vocabulary = begun.vocabulary
     with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
         perplexities = {
             step: value for step, value in run.heldout_perplexities().items() if step in checkpoints.steps()
@@ -397,13 +398,24 @@ def export(
         choices = sorted(perplexities, key=perplexities.__getitem__) if best else checkpoints.steps()[::-1]
         if step is None and not choices:
             raise InputError(f"{workdir} has no checkpoint{' with held-out perplexity' if best else ''} yet")
-        like = checkpoint_shapes(model, len(vocabulary), run.rows(begun, begun.config, device_count()))
+        like = checkpoint_shapes(begun.config, len(vocabulary), run.rows(begun, begun.config, device_count()))
         stand = Stand.of(checkpoints.read(choices[0] if step is None else step, like))
     folder = run.model if output is None else as_path(output)
     if folder.exists() and any(folder.iterdir()) and not (folder / "options.json").exists():
         raise InputError(f"{folder} holds files but no model; give a new folder, or that of a model to replace")
-    write_folder(folder, model, stand.parameters(len(vocabulary), begun.rows), vocabulary)
+    write_folder(folder, begun.config.model, stand.parameters(len(vocabulary), begun.rows), vocabulary)
     print(f"wrote the model of step {stand.step:,} to {folder}")
+
+
+def curves(workdirs: tyro.conf.Positional[tuple[str, ...]], output: str) -> None:
+    """Draws training runs side by side: perplexity of held-out text and of training, gradient norms, speed.
+
+    Args:
+        workdirs: Folders of the runs.
+        output: Picture to write, .png or .svg.
+    """
+    draw(workdirs, as_path(output))
+    print(f"wrote {output}")
 
 
 COMMANDS = {
@@ -417,6 +429,7 @@ COMMANDS = {
     "nearest": nearest,
     "convert": convert,
     "export": export,
+    "curves": curves,
 }
 
 

@@ -17,6 +17,9 @@ from elmo_jax.files import as_path, read_json
 # of bfloat16 numbers instead of six (relative errors up to 2^-16 of an operand), on GPU TensorFloat-32 (2^-11); on CPU
 # it is float32. "bfloat16" rounds operands to 8 bits (2^-9).
 Precision = Literal["float32", "high", "bfloat16"]
+# How gradients change parameters, and how the learning rate goes from step to step; see `optimizers`.
+OptimizerName = Literal["adagrad", "adam", "adamw", "adafactor", "sgd"]
+Schedule = Literal["constant", "linear", "cosine", "noam"]
 # How text is written: a sentence a line, columns with a token a line (of shared tasks, of Universal Dependencies), JSON
 # lines, Parquet.
 TextFormat = Literal["lines", "conll", "conllu", "jsonl", "parquet"]
@@ -107,15 +110,41 @@ class TrainConfig:
     epochs: float | None = None
     """Passes over the training text, in place of steps."""
     batch_size: int = 128
-    """Rows per device; a row is an endless stream of sentences."""
+    """Rows per device that are read at a time; a row is an endless stream of sentences."""
+    accumulate: int = 1
+    """How many times batch_size rows a device reads, one after the other, before each update: the step is that of so
+    many times the rows, in the memory of batch_size."""
     window: int = 20
     """Positions of each row in a step: gradients reach back this far, the LSTM state further."""
+    optimizer: OptimizerName = "adagrad"
+    """adagrad: as published (accumulators start at 1, no epsilon). The others are as in Optax; adam, adamw, adafactor
+    and sgd with momentum change every row of the softmax in every step, not only those of the step's words."""
     learning_rate: float = 0.2
-    """Learning rate of Adagrad (accumulators start at 1, no epsilon)."""
+    """Learning rate; with schedule noam a factor of it. 0.2 is Adagrad's; Adam takes 0.001 or so, Adafactor 0.01."""
+    schedule: Schedule = "constant"
+    """The learning rate after warmup_steps: constant, falling to zero at decay_steps in a line or in half a cosine, or
+    noam: projection_dim^-0.5 · min(n^-0.5, n · warmup_steps^-1.5) in step n."""
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises from nearly zero, in a line."""
+    decay_steps: int | None = None
+    """Step at which the learning rate has fallen to zero, with schedule linear and cosine: train.steps, say."""
+    momentum: float = 0.0
+    """Of sgd: the share of its trace that each step keeps; 0: no trace."""
+    beta1: float = 0.9
+    """Of adam and adamw: decay of the mean of gradients."""
+    beta2: float = 0.999
+    """Of adam and adamw: decay of the mean of squared gradients."""
+    epsilon: float = 1e-8
+    """Of adam and adamw: added to the root of the mean square."""
+    weight_decay: float = 0.01
+    """Of adamw: share of each weight (biases excepted) that is taken off in a step, times the learning rate."""
     clip_norm: float = 10.0
     """Global norm to which the gradient (of the loss times the window) is clipped."""
     dropout: float = 0.1
     """Dropout on every LSTM layer's input and before the softmax."""
+    recurrent_dropout: float = 0.0
+    """Dropout on every LSTM's outputs, also as it reads them again, the same for all positions of a window, as in
+    AllenNLP's LSTMs and ELMoForManyLangs' training; bilm-tf has none."""
     softmax: Literal["sampled", "full"] = "sampled"
     """Training loss: sampled softmax over random negatives, or over the whole vocabulary, divided among the devices."""
     negatives: int = 8192
@@ -136,8 +165,16 @@ class TrainConfig:
     eval_every: int = 10_000
     """Steps between measurements of held-out perplexity. The first come sooner, before the first step, after 16 and at
     every doubling; the last step has one."""
+    state_reset: float = 0.0
+    """Share of the rows whose LSTM state begins from zero in each step, as it does where the model is used; bilm-tf's
+    run on for the whole training."""
+    patience: int | None = None
+    """End the run when so many measurements of held-out perplexity in turn have brought no new lowest. None: never."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
+    tensorboard: bool = False
+    """Write the metrics, norms of each layer's gradients and parameters, and words with their losses to
+    WORKDIR/tensorboard, for TensorBoard."""
     profile: bool = False
     """Write a trace of the third to fifth step of this command to WORKDIR/profile, for TensorBoard and Perfetto."""
 
@@ -161,15 +198,27 @@ BOUNDS = {
     **dict.fromkeys(("model.cell_clip", "model.projection_clip"), (SMALLEST, 1e38)),
     **dict.fromkeys(("train.steps", "train.batch_size", "train.window", "train.negatives"), (1, LARGEST)),
     **dict.fromkeys(("train.checkpoint_every", "train.eval_every", "train.log_every"), (1, LARGEST)),
+    **dict.fromkeys(("train.accumulate", "train.decay_steps", "train.patience"), (1, LARGEST)),
+    **dict.fromkeys(("train.momentum", "train.beta1", "train.beta2"), (0, math.nextafter(1, 0))),
+    "train.warmup_steps": (0, LARGEST),
+    "train.state_reset": (0, 1),
+    "train.epsilon": (SMALLEST, 1e38),
+    "train.weight_decay": (0, 1e38),
     "model.alphabet": (261, 2**21),
     "model.word_dim": (0, LARGEST),
     "train.epochs": (SMALLEST, LARGEST),
     "train.learning_rate": (SMALLEST, 1e38),
     "train.clip_norm": (SMALLEST, math.inf),
-    "train.dropout": (0, math.nextafter(1, 0)),
+    **dict.fromkeys(("train.dropout", "train.recurrent_dropout"), (0, math.nextafter(1, 0))),
     "train.seed": (0, 2**32 - 1),
 }
 MOST_FILTERS, MOST_PARAMETERS = 100, 10**11
+# Fields of TrainConfig that only some optimisers have.
+OF_OPTIMIZERS: dict[str, tuple[OptimizerName, ...]] = {
+    "momentum": ("sgd",),
+    **dict.fromkeys(("beta1", "beta2", "epsilon"), ("adam", "adamw")),
+    "weight_decay": ("adamw",),
+}
 
 
 def parameter_count(model: ModelConfig) -> int:
@@ -190,6 +239,7 @@ def check(config: Config) -> None:
         value = getattr(getattr(config, section), field_name)
         if value is not None and not least <= value <= most:
             raise InputError(f"{name} is {brief(value, 30)}; it must be a number from {least} to {most}")
+    check_optimizer(config.train)
     model = config.model
     if not 1 <= len(model.filters) <= MOST_FILTERS or any(min(pair) < 1 for pair in model.filters):
         accepted = f"1 to {MOST_FILTERS} pairs of a width and a number, both 1 or more"
@@ -210,6 +260,34 @@ def check(config: Config) -> None:
         raise InputError(
             f"model.projection_dim is {model.projection_dim}; it can be model.cell_dim ({model.cell_dim}) at most"
         )
+
+
+def check_optimizer(train: TrainConfig) -> None:
+    """Raises InputError for what the optimiser or the schedule does not have, lacks, or cannot be meant."""
+    for name, optimizers in OF_OPTIMIZERS.items():
+        value, default = getattr(train, name), getattr(TrainConfig, name)
+        if value != default and train.optimizer not in optimizers:
+            raise InputError(
+                f"train.{name} is {value}, which train.optimizer {train.optimizer} does not have, only "
+                f"{' and '.join(optimizers)}; leave it out"
+            )
+    if train.optimizer not in ("adagrad", "sgd") and train.schedule != "noam" and train.learning_rate > 0.1:
+        raise InputError(
+            f"train.learning_rate is {train.learning_rate}, with train.optimizer {train.optimizer} it can be 0.1 at "
+            f"most: give one, {0.01 if train.optimizer == 'adafactor' else 0.001} say"
+        )
+    decays = train.schedule in ("linear", "cosine")
+    if decays != (train.decay_steps is not None):
+        raise InputError(
+            f"train.decay_steps is {train.decay_steps}; train.schedule {train.schedule} "
+            + ("needs it: give the step at which the learning rate is zero" if decays else "has none: leave it out")
+        )
+    if train.decay_steps is not None and train.decay_steps <= train.warmup_steps:
+        raise InputError(
+            f"train.decay_steps is {train.decay_steps}; it must be more than train.warmup_steps ({train.warmup_steps})"
+        )
+    if train.schedule == "noam" and not train.warmup_steps:
+        raise InputError("train.warmup_steps is 0; train.schedule noam needs some, 6000 say")
 
 
 def check_trainable(model: ModelConfig) -> None:

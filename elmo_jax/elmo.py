@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from elmo_jax.batches import Encoded, encode
 from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.engine import Engine, Pool, Request, StateMode
 from elmo_jax.errors import InputError
@@ -20,7 +21,7 @@ from elmo_jax.mix import Mix
 from elmo_jax.parallel import check_process, chosen_devices, device_places, devices_at
 from elmo_jax.published import local, read_any
 from elmo_jax.vocabulary import Vocabulary
-from elmo_jax.weights import ModelFolder, read_model
+from elmo_jax.weights import ModelFolder, checked_parameters, read_model, write_model
 
 Sentence = Sequence[str] | str
 Layers = Literal["average", "top", "all", "mix"]
@@ -69,9 +70,14 @@ def load(
     return Elmo(folder, paths, compilation_cache, None if devices is None else chosen)
 
 
-def _load_again(source: dict[str, str], compilation_cache: bool, places: list[tuple[str, int]] | None) -> "Elmo":
+def _load_again(
+    what: dict[str, str] | ModelFolder, compilation_cache: bool, places: list[tuple[str, int]] | None
+) -> "Elmo":
     """What a pickled model becomes."""
-    return load(**source, compilation_cache=compilation_cache, devices=None if places is None else devices_at(places))
+    devices = None if places is None else devices_at(places)
+    if isinstance(what, ModelFolder):
+        return Elmo(what, {}, compilation_cache, None if devices is None else tuple(devices))
+    return load(**what, compilation_cache=compilation_cache, devices=devices)
 
 
 def _absolute(name: str, path: PathLike) -> str:
@@ -86,8 +92,8 @@ class Elmo:
 
     The result is a function of the sentences and the arguments alone: no state is kept between calls but the vectors
     of words. May be used by several threads. Copies share its files' contents; pickled, it is the paths that it was
-    loaded from and the places of its devices, if it was given some, and is loaded from them again. Processes must be
-    spawned: in a fork JAX cannot compute.
+    loaded from and the places of its devices, if it was given some, and is loaded from them again (with other
+    parameters, it is those). Processes must be spawned: in a fork JAX cannot compute.
     """
 
     def __init__(
@@ -114,19 +120,48 @@ class Elmo:
         """The mix that was learned with the model, if there is just one."""
         return self.mixes[0] if len(self.mixes) == 1 else None
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The biLM's parameters, NumPy arrays: {"words": {name: array}, "forward_0": .., "backward_0": .., ..}."""
+        return {module: dict(arrays) for module, arrays in self._folder.parameters.items()}
+
+    def with_parameters(self, parameters: Mapping[str, Any], mixes: Sequence[Mix] | None = None) -> "Elmo":
+        """The same model with other parameters [a tree as `parameters`], after fine-tuning, say; `save` writes it.
+
+        The mixes stay unless others are given.
+        """
+        arrays = checked_parameters(self.model, parameters, len(self.vocabulary or ()))
+        given = self.mixes if mixes is None else tuple(mixes)
+        for mix in given:
+            self._layer_weights("mix", mix)
+        folder = self._folder._replace(parameters=arrays, mixes=given)
+        return Elmo(folder, {}, self._compilation_cache, self._devices)
+
+    def save(self, folder: PathLike) -> None:
+        """Writes a model folder that `load`, bilm-tf and AllenNLP read; without a softmax, so it has no perplexity."""
+        path = as_path(folder)
+        if (path / "checkpoints").exists():
+            raise InputError(f"{path} is the folder of a training run; give another for the model")
+        write_model(path, self._folder)
+
     def __repr__(self) -> str:
-        source = ", ".join(f"{name}={path!r}" for name, path in self._source.items())
-        return f"Elmo(dim={self.dim}, layers={self.model.layers}, {source})"
+        source = [f"{name}={path!r}" for name, path in self._source.items()] or ["not saved"]
+        return f"Elmo(dim={self.dim}, layers={self.model.layers}, {', '.join(source)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         places = None if self._devices is None else device_places(self._devices)
-        return functools.partial(_load_again, self._source, self._compilation_cache, places), ()
+        what = self._source or self._folder
+        return functools.partial(_load_again, what, self._compilation_cache, places), ()
 
     def __copy__(self) -> "Elmo":
         return Elmo(self._folder, self._source, self._compilation_cache, self._devices)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Elmo":
         return self.__copy__()
+
+    def __sklearn_clone__(self) -> "Elmo":
+        """Copies that scikit-learn makes of a transformer share the model: fitting changes nothing of it."""
+        return self
 
     def embed(
         self,
@@ -188,18 +223,45 @@ class Elmo:
         request = self._request(layers, state, precision, boundaries, batch_size, mix, pool)
         return self._engine.embed(_tokens_of_each(sentences), request)
 
+    def encode(self, sentences: Iterable[Sentence], *, rows: int | np.integer[Any] | None = None) -> Encoded:
+        """Sentences as the model reads them, for a pipeline of one's own: NumPy arrays for `ElmoEmbedder`.
+
+        A pytree: the distinct words' characters [U, C], each position's word [B, T], the mask [B, T]; see `Encoded`.
+        `rows` fills up a batch that has fewer sentences, the last of an epoch, say. T is 16, 32, 64, .., and U follows
+        from B and T: a text in batches of one B has few shapes, so few programs are compiled. Nothing is computed by
+        JAX.
+        """
+        return encode(self.model, self.vocabulary, self._folder.alphabet, *_batch_of(sentences, rows, "encode"))
+
+    def batch(
+        self,
+        sentences: Iterable[Sentence],
+        *,
+        state: Literal["warm", "zero"] = "warm",
+        precision: Precision = "float32",
+        boundaries: bool | np.bool_ = False,
+        rows: int | np.integer[Any] | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Activations float32 [B, L + 1, T, 2P] on the devices, and the mask [B, T] of the tokens among them.
+
+        The vectors of `embed(layers="all")`, zeros behind the end of a sentence; nothing is copied to the host. T is
+        16, 32, 64, .., with `boundaries` two more; `rows` fills up a batch that has fewer sentences. Of a model on
+        several devices each has its part of the rows, or all if they cannot be divided evenly: torch.from_dlpack takes
+        arrays of one device, so load(..., devices=1). The other options are those of `embed_iter`.
+        """
+        check_process()
+        _check_choices(state=(state, Literal["warm", "zero"]), precision=(precision, Precision))
+        _check("boundaries", boundaries, isinstance(boundaries, bool | np.bool_), "True or False")
+        every, rows = _batch_of(sentences, rows, "batch")
+        return self._engine.batch(every, state, precision, bool(boundaries), rows)
+
     def _request(
         self, layers: Any, state: Any, precision: Any, boundaries: Any, batch_size: Any, mix: Any, pool: Any
     ) -> Request:
         """The arguments of a call, checked."""
-        chosen = {"layers": (layers, Layers), "state": (state, StateMode), "precision": (precision, Precision)}
-        for name, (value, choices) in chosen.items():
-            accepted = f"one of {', '.join(map(repr, get_args(choices)))}"
-            _check(name, value, isinstance(value, str) and value in get_args(choices), accepted)
+        _check_choices(layers=(layers, Layers), state=(state, StateMode), precision=(precision, Precision))
         _check("boundaries", boundaries, isinstance(boundaries, bool | np.bool_), "True or False")
-        if batch_size is not None:
-            whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
-            _check("batch_size", batch_size, whole and bool(batch_size >= 1), "a whole number from 1 up, or None")
+        _check_count("batch_size", batch_size)
         accepted = f"one of {', '.join(map(repr, get_args(Pool)))}, or None"
         _check("pool", pool, pool is None or (isinstance(pool, str) and pool in get_args(Pool)), accepted)
         if pool is not None and boundaries:
@@ -232,6 +294,25 @@ class Elmo:
 def _check(name: str, value: Any, right: bool, accepted: str) -> None:
     if not right:
         raise InputError(f"{name} is {reprlib.repr(value)}; it must be {accepted}")
+
+
+def _check_choices(**chosen: tuple[Any, Any]) -> None:
+    """Each name's value must be one of the strings of its Literal."""
+    for name, (value, choices) in chosen.items():
+        accepted = f"one of {', '.join(map(repr, get_args(choices)))}"
+        _check(name, value, isinstance(value, str) and value in get_args(choices), accepted)
+
+
+def _check_count(name: str, value: Any) -> None:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    _check(name, value, value is None or (whole and bool(value >= 1)), "a whole number from 1 up, or None")
+
+
+def _batch_of(sentences: Any, rows: Any, method: str) -> tuple[list[list[str]], int | None]:
+    """Sentences and number of rows of a batch, checked."""
+    _check_sentences(sentences, method)
+    _check_count("rows", rows)
+    return list(_tokens_of_each(sentences)), rows and int(rows)
 
 
 def _finite(name: str, values: Any) -> npt.NDArray[Any]:

@@ -1,5 +1,6 @@
 """Sentences → windows → activations → the sentences' vectors, with a window on the devices while the next is made."""
 
+import contextlib
 import functools
 import threading
 from collections import deque
@@ -11,11 +12,12 @@ import jax
 import numpy as np
 
 from elmo_jax import compilation
+from elmo_jax.batches import number, read_sentences, with_boundaries
 from elmo_jax.config import ModelConfig, Precision
 from elmo_jax.errors import InputError
 from elmo_jax.model import Reading, State, prepared_layers, read_window, stacked, start_state, zero_state
-from elmo_jax.parallel import check_process, computing_on, parallel, replicate, shard
-from elmo_jax.products import Form, form, platform
+from elmo_jax.parallel import check_process, computing_on, divided, parallel, replicate, shard
+from elmo_jax.products import Form, Platform, compiled_for, form, platform
 from elmo_jax.streams import Segments, SentenceStream, Window, longest_first_at_end, make_window
 from elmo_jax.weights import ModelFolder
 from elmo_jax.word_vectors import SpelledVectors, VocabularyVectors
@@ -89,6 +91,38 @@ def embedding_program(model: ModelConfig, precision: Precision, devices: tuple[j
     return parallel(step, (None, None, 0, 0), (0, 0), donate=(2,), devices=devices)
 
 
+def batch_step(
+    model: ModelConfig,
+    precision: Precision,
+    boundaries: bool,
+    fixed: Fixed,
+    vectors: jax.Array,
+    rows: tuple[jax.Array, jax.Array, jax.Array],
+    ends: jax.Array,
+    used: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Activations [B, L + 1, T, 2P] and mask [B, T] of rows of a sentence each: positions, mask, sentences.
+
+    ends [2] are the places of <S> and </S> among the vectors, which with `boundaries` have positions of their own.
+    """
+    positions, mask, sentences = rows
+    if boundaries:
+        positions, mask = with_boundaries(positions, mask, sentences, ends)
+    read = read_sentences(model, fixed.layers, vectors, positions, mask, fixed.start_state, precision, used)
+    return read.swapaxes(0, 1), mask
+
+
+@functools.cache
+def batch_program(model: ModelConfig, precision: Precision, boundaries: bool, platform: Platform):
+    """`batch_step`, compiled once for all models of one shape; of rows that devices share each reads its own."""
+
+    def in_form(*arguments):
+        with compiled_for(platform):
+            return batch_step(model, precision, boundaries, *arguments)
+
+    return jax.jit(in_form)
+
+
 class Engine:
     """A model on devices of this process. Keeps nothing between calls but vectors of words; threads may share it."""
 
@@ -119,13 +153,43 @@ class Engine:
 
     def embed(self, sentences: Iterator[list[str]], request: Request) -> Iterator[np.ndarray]:
         """Vectors of sentences, in order: [T_i, 2P], or without layer weights [L + 1, T_i, 2P]; pooled without T_i."""
-        try:
+        with self._beginning_anew():
             yield from self._embed(sentences, request)
+
+    @contextlib.contextmanager
+    def _beginning_anew(self) -> Iterator[None]:
+        """After what fails inside, the next call begins a new table of words' vectors."""
+        try:
+            yield
         except Exception as error:
-            if not isinstance(error, InputError):  # of a device, say, which was to fill the table of words' vectors
+            if not isinstance(error, InputError):  # of a device, say, which was to fill the table
                 with self._lock:
-                    self.words.sound = False  # the next call begins a new one
+                    self.words.sound = False
             raise
+
+    def batch(
+        self,
+        sentences: list[list[str]],
+        mode: Literal["warm", "zero"],
+        precision: Precision,
+        boundaries: bool,
+        rows: int | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """`batch_step` of sentences; rows are divided among the devices where their number allows, else on each."""
+        words, *arrays = number(sentences, rows)
+        used = arrays[1].any(0)
+        if boundaries:
+            used = np.arange(len(used) + 2) < used.sum() + 2
+        precision = self._precision(precision, len(arrays[0]))
+        program = batch_program(self.model, precision, boundaries, self.platform)
+        fixed = Fixed(self.layers(precision), self.start_state(mode, boundaries), None)
+        with self._beginning_anew(), self._lock:
+            vectors, places = self.words.look_up(words, arrays[0].size + 2)
+            arrays[0] = places[arrays[0]]
+            shapes = vectors.shape, arrays[0].shape, len(self.devices)
+            shared = replicate((places[:2], used), self.devices)
+            arguments = fixed, vectors, divided(tuple(arrays), self.devices), *shared
+            return compilation.run(program, shapes, *arguments, keep=self.keep)
 
     def _embed(self, sentences: Iterator[list[str]], request: Request) -> Iterator[np.ndarray]:
         stream, rows = lay_out(sentences, request, self.form, len(self.devices))
@@ -153,13 +217,15 @@ class Engine:
 
     def _prepare(self, request: Request, rows: int):
         """The program of a call with so many rows on each device, and what all its windows are read with."""
-        precision = request.precision
-        if rows == 1 and self.platform == "cpu":
-            precision = "float32"  # XLA:CPU multiplies a single row by bfloat16 weights several times more slowly
+        precision = self._precision(request.precision, rows)
         mode = "zero" if request.state == "carry" else request.state
         layer_weights = None if request.layer_norm else request.layer_weights
         fixed = Fixed(self.layers(precision), self.start_state(mode, request.reads_boundaries), layer_weights)
         return embedding_program(self.model, precision, self.devices), fixed
+
+    def _precision(self, precision: Precision, rows: int) -> Precision:
+        """XLA:CPU multiplies a single row by bfloat16 weights several times more slowly than by float32 ones."""
+        return "float32" if rows == 1 and self.platform == "cpu" else precision
 
 
 def lay_out(sentences: Iterator[list[str]], request: Request, form: Form, devices: int) -> tuple[SentenceStream, int]:

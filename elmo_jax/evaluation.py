@@ -1,7 +1,7 @@
 """Perplexity of a text, exact over every token."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -50,10 +50,12 @@ def evaluation_step(
     lstm_state: State,
     batch: Batch,
     start_state: State | None,
-) -> tuple[tuple[jax.Array, jax.Array], State]:
+    of_tokens: bool = False,
+) -> tuple[tuple[jax.Array, jax.Array], State, jax.Array | None]:
     """Full-softmax loss of one window: (sum over all devices' tokens of each direction [2], tokens []), LSTM state.
 
-    With `start_state` the state becomes that at each beginning of a sentence; otherwise it is carried on.
+    With `start_state` the state becomes that at each beginning of a sentence; otherwise it is carried on. With
+    `of_tokens` the loss of each token, [2, T, b], too.
     """
     bilm, softmax = parameters["bilm"], parameters["softmax"]
     reading = Reading(batch.forward, batch.backward, None if start_state is None else batch.reset)
@@ -67,17 +69,21 @@ def evaluation_step(
     ]
     mask = batch.mask.T.ravel()
     sums = jnp.stack([jnp.where(mask, loss.ravel(), 0.0).sum() for loss in losses])
-    return lax.psum((sums, mask.sum()), AXIS), lstm_state
+    each = jnp.stack([loss.reshape(targets.shape[:0:-1]) for loss in losses]) if of_tokens else None
+    return lax.psum((sums, mask.sum()), AXIS), lstm_state, each
 
 
-def evaluator(model: ModelConfig, precision: Precision = "float32"):
+def evaluator(
+    model: ModelConfig, precision: Precision = "float32", watch: Callable[[Batch, jax.Array], None] | None = None
+):
     """Compiles `evaluate(parameters, batches, start_state) → Perplexity` for as many devices as the batches have.
 
     parameters whose softmax `softmax_table.place` (or `training.place`) has divided for the batches' rows; batches
-    from a LanguageModelStream; start_state as in `evaluation_step`. `evaluate.lower` is that of a window's program.
+    from a LanguageModelStream; start_state as in `evaluation_step`. `watch` is called with every batch and the losses
+    of its tokens, [devices, 2, T, b]. `evaluate.lower` is that of a window's program.
     """
-    step = functools.partial(evaluation_step, model, precision)
-    step = parallel(step, (PARAMETER_AXES, 0, 0, None), (None, 0))
+    step = functools.partial(evaluation_step, model, precision, of_tokens=watch is not None)
+    step = parallel(step, (PARAMETER_AXES, 0, 0, None), (None, 0, 0))
 
     def evaluate(parameters: dict[str, Any], batches: Iterable[Batch], start_state: State | None = None) -> Perplexity:
         """The perplexity of all batches; `batches` may raise to stop it between two windows."""
@@ -85,7 +91,9 @@ def evaluator(model: ModelConfig, precision: Precision = "float32"):
         for batch in batches:
             if lstm_state is None:
                 lstm_state = zero_state(model, *batch.mask.shape[:2])
-            sums, lstm_state = step(parameters, lstm_state, batch, start_state)
+            sums, lstm_state, each = step(parameters, lstm_state, batch, start_state)
+            if watch is not None:
+                watch(batch, each)
             losses, tokens = losses + np.asarray(pending[0], np.float64), tokens + int(pending[1])
             pending = sums  # read while the device works on the next window
         losses, tokens = losses + np.asarray(pending[0], np.float64), tokens + int(pending[1])

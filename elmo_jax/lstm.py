@@ -63,11 +63,14 @@ def restarted(state: LSTMState, begins: jax.Array | None, start_state: LSTMState
 # The definition
 
 
-def plain_cell(parameters: dict, x: jax.Array, state: LSTMState, model: ModelConfig) -> LSTMState:
+def plain_cell(
+    parameters: dict, x: jax.Array, state: LSTMState, model: ModelConfig, mask: jax.Array | None = None
+) -> LSTMState:
     """One position of an LSTM with projection (Sak et al. 2014): x [B, P], state → state, whose `hidden` is output.
 
     z = [x; h] W + b, split into i, j, f, o (TensorFlow's order); c = clip(σ(f + 1) c + σ(i) tanh(j));
-    h = clip((σ(o) tanh(c)) Wp). The 1 is not in the stored bias. As in TensorFlow, h is clipped only if projected.
+    h = clip((σ(o) tanh(c)) Wp). The 1 is not in the stored bias. As in TensorFlow, h is clipped only if projected. Last
+    it is multiplied by `mask` [B, P] (AllenNLP's LstmCellWithProjection).
     """
     joined = jnp.concatenate([x, state.hidden], -1)
     z = product(joined, parameters["kernel"], "float32") + parameters["bias"][None]
@@ -76,7 +79,7 @@ def plain_cell(parameters: dict, x: jax.Array, state: LSTMState, model: ModelCon
     hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
     if "projection" in parameters:
         hidden = clip(product(hidden, parameters["projection"], "float32"), model.projection_clip)
-    return LSTMState(cell, hidden)
+    return LSTMState(cell, hidden if mask is None else hidden * mask)
 
 
 def plain_lstm(
@@ -86,15 +89,17 @@ def plain_lstm(
     model: ModelConfig,
     reset: jax.Array | None = None,
     start_state: LSTMState | None = None,
+    mask: jax.Array | None = None,
 ) -> tuple[jax.Array, LSTMState]:
     """One layer over a window: inputs [T, B, P], state → outputs [T, B, P], state.
 
-    Where `reset` [T, B] is true, the state before the position is `start_state` (cell [D], hidden [P]).
+    Where `reset` [T, B] is true, the state before the position is `start_state` (cell [D], hidden [P]). Every output,
+    and so what is read of it at the next position, is multiplied by `mask` [B, P].
     """
 
     def step(state, position):
         x, begins = position
-        state = plain_cell(parameters, x, restarted(state, begins, start_state), model)
+        state = plain_cell(parameters, x, restarted(state, begins, start_state), model, mask)
         return state, state.hidden
 
     state, outputs = lax.scan(step, state, (inputs, reset))
@@ -156,27 +161,28 @@ def lstm(
     reset: jax.Array | None = None,
     start_state: LSTMState | None = None,
     used: jax.Array | None = None,
+    mask: jax.Array | None = None,
 ) -> tuple[jax.Array, LSTMState]:
     """`plain_lstm` with products of `precision`.
 
     Positions that are not `used` [T] cost nothing but on GPU: their output is zero, the state stays. Neither that nor
-    `Weights` are for training. x and h are multiplied together in the scan: x W hoisted out of it would be written and
-    read back.
+    `Weights` are for training; `mask`, of which no gradient is taken, is for training only. x and h are multiplied
+    together in the scan: x W hoisted out of it would be written and read back.
     """
     positions = Positions(packed(inputs, precision), reset, used)
-    outputs, _, state = _scan(parameters, positions, state, start_state, model, precision, trace=False)
+    outputs, _, state = _scan(parameters, positions, state, start_state, model, precision, mask, trace=False)
     return outputs, state
 
 
 @jax.named_scope("lstm")
-def _scan(parameters, positions, state, start_state, model, precision, trace):
+def _scan(parameters, positions, state, start_state, model, precision, mask, trace):
     """Outputs [T, B, P], with `trace` what the backward pass needs, and the state."""
     weights = parameters if isinstance(parameters, Weights) else prepared(parameters, precision)
 
     def step(state, position):
         state = restarted(state, position.reset, start_state)
         hidden = packed(state.hidden, precision)
-        after, gates, unprojected = _cell(weights, model, precision, state, position.inputs, hidden)
+        after, gates, unprojected = _cell(weights, model, precision, state, position.inputs, hidden, mask)
         keep = functools.partial(packed, precision=precision)
         projected = weights.projection is not None
         gates = kept_parts([keep(gate) for gate in gates])
@@ -194,7 +200,7 @@ def _scan(parameters, positions, state, start_state, model, precision, trace):
     return outputs, traced, state
 
 
-def _cell(weights, model, precision, state, x, hidden):
+def _cell(weights, model, precision, state, x, hidden, mask):
     """One position, given its x and the output before it, packed → state, gates, the output not yet projected."""
     joined = jnp.concatenate([x, hidden], -1)
     z = parts([applied(joined, block, precision) for block in weights.kernel], GATES)
@@ -204,15 +210,15 @@ def _cell(weights, model, precision, state, x, hidden):
     unprojected = output = o * jnp.tanh(cell)
     if weights.projection is not None:
         output = clip(applied(unprojected, weights.projection, precision), model.projection_clip)
-    return LSTMState(cell, output), gates, unprojected
+    return LSTMState(cell, output if mask is None else output * mask), gates, unprojected
 
 
-def _lstm_forward(parameters, inputs, state, model, precision, reset, start_state, used):
+def _lstm_forward(parameters, inputs, state, model, precision, reset, start_state, used, mask):
     if used is not None or isinstance(parameters, Weights):
         raise NotImplementedError("positions left out and prepared weights are for inference only")
     positions = Positions(packed(inputs, precision), reset, None)
-    outputs, traced, state = _scan(parameters, positions, state, start_state, model, precision, trace=True)
-    return (outputs, state), (parameters, positions, outputs, traced, start_state)
+    outputs, traced, state = _scan(parameters, positions, state, start_state, model, precision, mask, trace=True)
+    return (outputs, state), (parameters, positions, outputs, traced, start_state, mask)
 
 
 @jax.named_scope("lstm")
@@ -221,12 +227,12 @@ def _lstm_backward(model, precision, saved, d_results):
 
     In the scan, as autodiff has them, they would be read and written again at every position.
     """
-    parameters, (inputs, reset, _), outputs, traced, start_state = saved
+    parameters, (inputs, reset, _), outputs, traced, start_state, mask = saved
     weights = _weights(parameters, functools.partial(transposed, precision=precision))
 
     def step(carry, position):
         (d_state, d_start), (*position, begins) = carry, position
-        d_state, gradients = _cell_backward(weights, model, precision, d_state, *position)
+        d_state, gradients = _cell_backward(weights, model, precision, mask, d_state, *position)
         if begins is not None:
             d_begun = jax.tree.map(lambda d: jnp.where(begins[:, None], d, 0.0), d_state)
             d_start = jax.tree.map(lambda total, d: total + d.sum(0), d_start, d_begun)
@@ -244,18 +250,21 @@ def _lstm_backward(model, precision, saved, d_results):
     }
     if "projection" in parameters:
         d_parameters["projection"] = weight_gradient(traced.unprojected, d_hidden, precision)
-    return d_parameters, d_inputs, d_state, None, d_start, None
+    return d_parameters, d_inputs, d_state, None, d_start, None, None
 
 
-def _cell_backward(weights, model, precision, d_state, d_output, output, gates, cell_before):
+def _cell_backward(weights, model, precision, mask, d_state, d_output, output, gates, cell_before):
     """Back through one position: d_state after it → d_state before it, and d_x; weights are given transposed.
 
     Beside d_x what the weights' gradients are products of, packed: d_z in blocks, and d_hidden.
     """
     i, j, f, o = parts(list(map(unpacked, gates)), GATES)
-    d_hidden = d_unprojected = d_state.hidden + d_output
+    d_hidden = d_state.hidden + d_output
+    if mask is not None:
+        d_hidden = d_hidden * mask
+    d_unprojected = d_hidden
     if weights.projection is not None:
-        d_hidden = packed(d_hidden * _within(output, model.projection_clip), precision)
+        d_hidden = packed(d_hidden * _within(output, model.projection_clip, mask), precision)
         d_unprojected = product(d_hidden, weights.projection, precision)
     cell = clip(f * cell_before + i * j, model.cell_clip)
     tanh = jnp.tanh(cell)
@@ -272,9 +281,11 @@ def _cell_backward(weights, model, precision, d_state, d_output, output, gates, 
     return LSTMState(d_cell * f, d_hidden_before), (d_x, d_z, d_hidden)
 
 
-def _within(x: jax.Array, limit: float | None) -> jax.Array:
-    """Derivative of `clip`."""
-    return jnp.ones_like(x) if limit is None else (jnp.abs(x) < limit).astype(jnp.float32)
+def _within(x: jax.Array, limit: float | None, mask: jax.Array | None = None) -> jax.Array:
+    """Derivative of `clip`, given its result; if that has been multiplied by a mask, where this is not 0."""
+    if limit is None:
+        return jnp.ones_like(x)
+    return (jnp.abs(x) < (limit if mask is None else limit * mask)).astype(jnp.float32)
 
 
 lstm.defvjp(_lstm_forward, _lstm_backward)

@@ -99,17 +99,19 @@ def read_window(
     *,
     precision: Precision = "float32",
     dropout: Callable[[int, jax.Array], jax.Array] | None = None,
+    recurrent_mask: Callable[[int], jax.Array] | None = None,
 ) -> tuple[list[list[jax.Array]], State]:
     """Reads a window (Peters et al. 2018, section 3.1): vectors [U, P] → activations [T, B, P], LSTM state.
 
     Activations are, of each direction, the word vectors, then each layer's output. parameters may be `prepared_layers`;
     lstm_state [B, ..] is where the rows stand; start_state (no row axis) what it becomes at resets. dropout (number of
-    the place, x [T, B, P]) → x is called on every LSTM layer's input.
+    the place, x [T, B, P]) → x is called on every LSTM layer's input; recurrent_mask (number of the place) → [B, P]
+    gives what all outputs of a layer of a direction are multiplied by.
     """
     reset = None if reading.reset is None else reading.reset.T
 
-    def read(weights, inputs, before, begin):
-        return lstm(weights, inputs, before, model, precision, reset, begin, reading.used)
+    def read(weights, inputs, before, begin, mask):
+        return lstm(weights, inputs, before, model, precision, reset, begin, reading.used, mask)
 
     of_words = jnp.asarray(vectors)[jnp.stack([reading.forward.T, reading.backward.T])]  # [2, T, B, P]
     activations = [[of_words[direction]] for direction in range(len(DIRECTIONS))]
@@ -121,7 +123,10 @@ def read_window(
         weights = parameters[layer] if layer in parameters else paired(*of_layer(parameters, layer))
         before = paired(*(of_one[layer] for of_one in lstm_state))
         begin = paired(*((None, None) if start_state is None else (of_one[layer] for of_one in start_state)))
-        outputs, after = over_directions(read, weights, paired(*inputs), before, begin)
+        masks = (None, None)
+        if recurrent_mask is not None:
+            masks = (recurrent_mask(direction * model.layers + layer) for direction in range(len(DIRECTIONS)))
+        outputs, after = over_directions(read, weights, paired(*inputs), before, begin, paired(*masks))
         for direction in range(len(DIRECTIONS)):
             output = outputs[direction]
             if model.skip_connections and layer > 0:
@@ -148,12 +153,44 @@ def prepared_layers(model: ModelConfig, parameters: dict[str, Any], precision: P
     return {layer: paired(*(prepared(one, precision) for one in both)) for layer, both in layers.items()}
 
 
+class Before(NamedTuple):
+    """What is read before every sentence, from zero: words as in `word_vectors`, and the positions of one row."""
+
+    words: Words
+    reading: Reading
+
+
+def read_before(
+    model: ModelConfig,
+    vocabulary: Vocabulary | None,
+    mode: Literal["warm", "zero"],
+    boundaries: bool = True,
+    alphabet: Alphabet | None = None,
+) -> Before | None:
+    """What leads to the fixed state where a sentence begins; None: nothing does, it is zero.
+
+    "warm": the end of a short sentence; in training no sentence began with a zero state. Unless the `boundaries` are
+    positions of their own, the one that each direction reads first is read here, once for all.
+    """
+    words = [BEGIN_SENTENCE, *WARM_SENTENCE, END_SENTENCE]
+    places = list(range(len(words) - 1)) if mode == "warm" else []
+    if not boundaries:
+        places.append(0)
+    if not places:
+        return None
+    forward = np.array([places], np.int32)
+    return Before(encoded(model, words, vocabulary, alphabet), Reading(forward, len(words) - 1 - forward))
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _state_after(model: ModelConfig, parameters: dict[str, Any], words: Words, reading: Reading) -> State:
-    """The state of one row that has read a few words, given as in `word_vectors`, from zero."""
-    count = len(jax.tree.leaves(words)[0])
-    vectors = word_vectors(model, parameters["words"], words, np.int32(count), "float32")
-    return read_window(model, parameters, vectors, reading, zero_state(model, 1))[1]
+def state_after(model: ModelConfig, parameters: dict[str, Any], before: Before | None) -> State:
+    """The fixed state where a sentence begins: cell [D], hidden [P] of every direction and layer."""
+    if before is None:
+        return zero_state(model)
+    count = len(jax.tree.leaves(before.words)[0])
+    vectors = word_vectors(model, parameters["words"], before.words, np.int32(count), "float32")
+    _, state = read_window(model, parameters, vectors, before.reading, zero_state(model, 1))
+    return jax.tree.map(lambda array: array[0], state)
 
 
 def start_state(
@@ -164,21 +201,9 @@ def start_state(
     boundaries: bool = True,
     alphabet: Alphabet | None = None,
 ) -> State:
-    """The fixed state where a sentence begins: cell [D], hidden [P] of every direction and layer, as NumPy.
-
-    "warm": what the end of a short sentence leaves; in training no sentence began with a zero state. Unless the
-    `boundaries` are positions of their own, the one that each direction reads first is read here, once for all.
-    """
-    words = [BEGIN_SENTENCE, *WARM_SENTENCE, END_SENTENCE]
-    places = list(range(len(words) - 1)) if mode == "warm" else []
-    if not boundaries:
-        places.append(0)
-    if not places:
-        return zero_state(model)
-    forward = np.array([places], np.int32)
-    read = encoded(model, words, vocabulary, alphabet)
-    state = _state_after(model, parameters, read, Reading(forward, len(words) - 1 - forward))
-    return jax.tree.map(lambda array: np.asarray(array)[0], state)
+    """`state_after` what is read before every sentence, as NumPy."""
+    state = state_after(model, parameters, read_before(model, vocabulary, mode, boundaries, alphabet))
+    return jax.tree.map(np.asarray, state)
 
 
 def scalar_mix(

@@ -271,6 +271,12 @@ def shard(tree: Any, devices: Sequence[jax.Device] | None = None, given: bool = 
     return _place(jax.tree.map(split, tree), P(AXIS), devices, given)
 
 
+def divided(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Arrays [rows, ..], whose rows devices divide among them; where their number does not allow it, all have all."""
+    (rows,) = {len(array) for array in jax.tree.leaves(tree)}
+    return _place(tree, P() if rows % len(devices) else P(AXIS), devices)
+
+
 def gather_parts(array: jax.Array) -> np.ndarray:
     """[devices, n, ..] → NumPy [all devices of all processes · n, ..] on every process; every process calls it."""
     parts = multihost_utils.process_allgather(np.asarray(array), tiled=True)

@@ -18,14 +18,16 @@ from tqdm import tqdm
 
 from elmo_jax import parallel, training
 from elmo_jax.checkpoint import Checkpoint, Checkpoints, Written
-from elmo_jax.config import Config, ModelConfig, check, check_trainable, differences, load_config, to_json
+from elmo_jax.config import Config, check, check_trainable, differences, load_config, to_json
 from elmo_jax.corpus import Corpus, read_corpora
 from elmo_jax.errors import InputError
 from elmo_jax.evaluation import evaluator
+from elmo_jax.events import Events, WordLosses
 from elmo_jax.files import as_path
 from elmo_jax.lifecycle import Profiler, Termination, Told
 from elmo_jax.model import State, zero_state
 from elmo_jax.modules import init_bilm, init_softmax
+from elmo_jax.optimizers import learning_rate, optimizer_of
 from elmo_jax.published import read_any
 from elmo_jax.softmax_table import table_size
 from elmo_jax.streams import Batch, LanguageModelStream, prefetch, word_encoder
@@ -44,8 +46,8 @@ class Arguments:
     """Pretrains a bidirectional language model; goes on with the run in the workdir if there is one."""
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CONFIG")]
-    """tiny, small, medium or original, or a path: a Python file with `config = Config(...)`, or a run's config.json.
-    Its values are the defaults below."""
+    """tiny, small, medium, original, small_adam, or a path: a Python file with `config = Config(...)`, or a run's
+    config.json. Its values are the defaults below."""
     workdir: str
     """Folder of the run (may be gs://...): config.json, vocab.txt, metrics.jsonl, checkpoints/ and model/."""
     config: Annotated[Config, tyro.conf.arg(name="")]
@@ -93,11 +95,12 @@ class Stand(NamedTuple):
         return training.to_host(self.state.parameters, vocabulary_size, rows)
 
     @classmethod
-    def beginning(cls, model: ModelConfig, state: training.TrainState, rows: int) -> "Stand":
+    def beginning(cls, config: Config, state: training.TrainState, rows: int) -> "Stand":
         """At the beginning of the text, with a state of whole arrays."""
         own = len(parallel.own_rows(rows))
-        lstm_state = parallel.shard(zero_state(model, own))
-        return cls(int(state.step), training.place(state, rows), lstm_state, np.zeros((own, 2), np.int32))
+        lstm_state = parallel.shard(zero_state(config.model, own))
+        placed = training.place(state, rows, optimizer_of(config.train))
+        return cls(int(state.step), placed, lstm_state, np.zeros((own, 2), np.int32))
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Stand":
@@ -120,6 +123,7 @@ class Run:
     steps: int
     stand: Stand
     measured: dict[int, float]  # every held-out perplexity by step, those that a damaged checkpoint has undone, too
+    events: Events
 
     def __post_init__(self) -> None:
         self.own = parallel.own_rows(self.rows)
@@ -130,7 +134,7 @@ class Run:
 
     def stream(self, corpus: Corpus, **options: Any) -> LanguageModelStream:
         """Batches of a corpus for this process' devices."""
-        options |= {"devices": parallel.device_count(), "own": self.own}
+        options = {"devices": parallel.device_count(), "own": self.own} | options
         encode = word_encoder(corpus, self.config.model)
         return LanguageModelStream(corpus, self.rows, self.config.train.window, encode, **options)
 
@@ -138,6 +142,7 @@ class Run:
         """Of each step its batch, its negatives, and where the text goes on after it; worked out ahead of need."""
         train = self.config.train
         options = {"shuffle": self.config.data.shuffle, "seed": train.seed, "position": self.stand.position}
+        options["devices"] = parallel.device_count() * train.accumulate
         stream = self.stream(self.text, **options)
 
         def work() -> Iterator[Any]:
@@ -161,10 +166,20 @@ class Run:
         """Whether held-out perplexity is due after a step even if it is not the last."""
         return step == next_due(step - 1, self.config.train.eval_every)
 
+    def regular(self) -> list[int]:
+        """The steps after which perplexity has been measured, of those at which it is due wherever the run ends."""
+        return [step for step in self.perplexities if step > 0 and self.is_regular(step)]
+
     def best(self) -> int | None:
-        """The step of the lowest perplexity of those that are due wherever the run ends."""
-        steps = [step for step in self.perplexities if 0 < step <= self.stand.step and self.is_regular(step)]
-        return min(steps, key=self.perplexities.__getitem__, default=None)
+        """The one of them with the lowest perplexity."""
+        return min(self.regular(), key=self.perplexities.__getitem__, default=None)
+
+    def is_patient(self) -> bool:
+        """Whether fewer than train.patience measurements in turn have brought no new lowest; every process calls it."""
+        patience, best = self.config.train.patience, self.best()
+        if patience is None:
+            return True
+        return parallel.all_agree(best is None or sum(step > best for step in self.regular()) < patience)
 
     def measures_first(self) -> bool:
         """Whether it is due before the next step: of a new run, or as the run was stopped before it was measured."""
@@ -185,6 +200,7 @@ class Run:
     def save(self, stand: Stand) -> None:
         """Begins to save a checkpoint."""
         self.workdir.flush()
+        self.events.flush()
         self.checkpoints.save(self.copy(stand))
 
     def export(self, stand: Stand) -> None:
@@ -204,8 +220,10 @@ class Reports:
         self.run = run
         self.shown = parallel.is_first_process()
         self.say = tqdm.write if self.shown else lambda _: None
-        self._evaluate = evaluator(run.config.model, run.config.train.eval_precision)
-        self._unread: tuple[int, np.ndarray, training.Metrics] | None = None
+        self._word_losses, self._parameter_norms = WordLosses(run.text.vocabulary), training.parameter_norms()
+        watch = self._word_losses.take if run.config.train.tensorboard else None
+        self._evaluate = evaluator(run.config.model, run.config.train.eval_precision, watch)
+        self._unread: tuple[int, np.ndarray, training.Metrics, jax.Array | None] | None = None
 
     def __enter__(self) -> "Reports":
         run = self.run
@@ -240,14 +258,20 @@ class Reports:
     def add(self, stand: Stand, metrics: training.Metrics) -> None:
         """Takes the metrics of the step that led here, and reports those of the step before."""
         self.read()
-        self._unread = stand.step, stand.position, metrics
+        norms = None
+        if self.run.config.train.tensorboard and self._logs(stand.step):
+            norms = self._parameter_norms(stand.state.parameters)  # now: the next step uses the parameters up
+        self._unread = stand.step, stand.position, metrics, norms
+
+    def _logs(self, step: int) -> bool:
+        return step % self.run.config.train.log_every == 0 or step == self.run.steps
 
     def read(self) -> None:
         """Reads the metrics taken last, stops the run if they are not finite, and logs them now and then."""
         self._tell(self.run.checkpoints.written())
         if self._unread is None:
             return
-        (step, position, metrics), self._unread = self._unread, None
+        (step, position, metrics, norms), self._unread = self._unread, None
         run, loss, norm = self.run, metrics.loss, float(metrics.gradient_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             newest = max(run.checkpoints.steps(), default=None)
@@ -259,14 +283,30 @@ class Reports:
                 "begin again in a new --workdir with a smaller train.learning_rate or train.clip_norm"
             )
         self.bar.update(step - self.bar.n)
-        if step % run.config.train.log_every == 0 or step == run.steps:
+        if self._logs(step):
             speed = (step - self._since) * run.tokens_per_step / (time.perf_counter() - self._clock)
             self._clock, self._since = time.perf_counter(), step
             epoch, perplexity = step * run.tokens_per_step / run.text.tokens, math.exp(min(loss, 700.0))
             values = {"step": step, "loss": loss, "perplexity": perplexity, "gradient_norm": norm}
+            if run.config.train.schedule != "constant" or run.config.train.warmup_steps:
+                values["learning_rate"] = float(learning_rate(run.config, jnp.int32(step - 1)))
             run.workdir.log(**values, tokens_per_second=speed, epoch=epoch)
+            values |= {"tokens_per_second": speed, "epoch": epoch} | self._norms(metrics, norms)
+            run.events.add(step, {name: value for name, value in values.items() if name != "step"})
             shown = {"loss": f"{loss:.3f}", "perplexity": f"{perplexity:.1f}", "tokens_per_s": f"{speed:,.0f}"}
             self.bar.set_postfix(shown | self._next_due(step, speed))
+
+    def _norms(self, metrics: training.Metrics, of_parameters: jax.Array | None) -> dict[str, float]:
+        """Of each layer, by the names that they have for TensorBoard."""
+        if of_parameters is None:
+            return {}
+        layers = training.layers(self.run.stand.state.parameters)
+        kinds = {"gradient_norm": metrics.layer_norms, "parameter_norm": of_parameters}
+        return {
+            f"{kind}/{layer}": float(norm)
+            for kind, norms in kinds.items()
+            for layer, norm in zip(layers, np.asarray(norms), strict=True)
+        }
 
     def _next_due(self, step: int, speed: float) -> dict[str, str]:
         """What comes next, a measurement or a checkpoint, and in what time."""
@@ -302,6 +342,7 @@ class Reports:
         self.read()
         self._tell(self.run.checkpoints.wait())
         self.run.workdir.flush()
+        self.run.events.flush()
 
     def measure(self, stand: Stand, termination: Termination) -> bool:
         """Measures held-out perplexity and exports the best model so far; False if the run was told to end."""
@@ -321,12 +362,12 @@ class Reports:
             if run.is_regular(step):
                 run.checkpoints.best_step = step
         run.perplexities[step] = result.both
-        run.workdir.log(
-            step=step,
-            heldout_perplexity=result.both,
-            heldout_perplexity_forward=result.forward,
-            heldout_perplexity_backward=result.backward,
-        )
+        names = ("heldout_perplexity", "heldout_perplexity_forward", "heldout_perplexity_backward")
+        values = dict(zip(names, (result.both, result.forward, result.backward), strict=True))
+        run.workdir.log(step=step, **values)
+        run.events.add(step, values)
+        if run.config.train.tensorboard:
+            run.events.add_text(step, "heldout_word_losses", self._word_losses.text())
         return True
 
 
@@ -343,7 +384,8 @@ def train(run: Run) -> None:
         if run.measures_first():
             with reports.paused():
                 ended = not reports.measure(stand, termination)
-        while stand.step < run.steps and not ended:
+        patient = run.is_patient()
+        while stand.step < run.steps and patient and not ended:
             step = stand.step + 1
             batch, negatives, position = next(inputs)
             profiler.begin(step)
@@ -359,11 +401,17 @@ def train(run: Run) -> None:
             if run.measures(step) and not ended:
                 with reports.paused():
                     ended = not reports.measure(stand, termination)
+                patient = run.is_patient()
         reports.finish()
     if ended:
         done = "saved" if stand.step > run.stand.step else "it stands at"
         reports.say(f"told to end: {done} step {stand.step:,}; the same command goes on from there")
         raise SystemExit(termination.exit_code)
+    if not patient:
+        reports.say(
+            f"ended after step {stand.step:,}: train.patience {run.config.train.patience} measurements of held-out "
+            f"perplexity have brought none below that of step {run.best():,}"
+        )
     if run.heldout is None or not parallel.first_says(run.workdir.model.exists()):
         run.export(stand)
     reports.say(f"the model is in {run.workdir.model}")
@@ -388,6 +436,11 @@ def prepare(arguments: Arguments, resources: contextlib.ExitStack) -> Run:
             f"train.negatives is {config.train.negatives}, the vocabulary has {len(vocabulary)} words; "
             "give fewer negatives, or --train.softmax full"
         )
+    if config.train.patience is not None and heldout is None:
+        raise InputError(
+            f"train.patience is {config.train.patience}, and there is no held-out text to measure; give data.heldout, "
+            "or leave it out"
+        )
     fingerprint = text.fingerprint() | {"init": begun.text.get("init") if begun else " ".join(arguments.init) or None}
     if heldout is not None:
         fingerprint |= {"heldout_crc32": heldout.fingerprint()["types_crc32"]}
@@ -398,7 +451,7 @@ def prepare(arguments: Arguments, resources: contextlib.ExitStack) -> Run:
     workdir.create(begun, config, rows, vocabulary, fingerprint)
     measured = workdir.heldout_perplexities()
     checkpoints = resources.enter_context(Checkpoints(workdir.checkpoints))
-    checkpoint = checkpoints.restore(checkpoint_shapes(config.model, len(vocabulary), rows))
+    checkpoint = checkpoints.restore(checkpoint_shapes(config, len(vocabulary), rows))
     stand = begin(config, workdir, vocabulary, init, rows) if checkpoint is None else Stand.of(checkpoint)
     steps = config.train.steps
     if config.train.epochs is not None:
@@ -409,8 +462,11 @@ def prepare(arguments: Arguments, resources: contextlib.ExitStack) -> Run:
             f"{'' if config.train.epochs is None else f' (train.epochs {config.train.epochs})'}, give more"
         )
     workdir.keep_metrics(stand.step)
+    events = Events(workdir.path, config.train.tensorboard and workdir.writes)
+    if workdir.writes:
+        events.keep(stand.step)
     parallel.barrier("restored")
-    return Run(config, workdir, checkpoints, text, heldout, rows, steps, stand, measured)
+    return Run(config, workdir, checkpoints, text, heldout, rows, steps, stand, measured, events)
 
 
 def choose_model(arguments: Arguments, begun: Begun | None) -> tuple[Config, ModelFolder | None]:
@@ -439,14 +495,15 @@ def choose_model(arguments: Arguments, begun: Begun | None) -> tuple[Config, Mod
     return dataclasses.replace(config, model=model), init
 
 
-def checkpoint_shapes(model: ModelConfig, vocabulary_size: int, rows: int) -> Checkpoint:
+def checkpoint_shapes(config: Config, vocabulary_size: int, rows: int) -> Checkpoint:
     """Shapes of a checkpoint's arrays, and their places on the devices."""
+    model = config.model
 
     def make(key: jax.Array) -> tuple[training.TrainState, dict[str, Any]]:
         bilm = init_bilm(key, model, vocabulary_size)
         softmax = init_softmax(key, model, table_size(vocabulary_size, rows))
         position = jnp.zeros((rows, 2), jnp.int32)
-        state = training.init_state({"bilm": bilm, "softmax": softmax})
+        state = training.init_state({"bilm": bilm, "softmax": softmax}, optimizer_of(config.train))
         return state, {"lstm_state": zero_state(model, rows), "position": position}
 
     shapes = jax.eval_shape(make, jax.random.key(0))
@@ -457,8 +514,8 @@ def begin(config: Config, workdir: Workdir, vocabulary: Vocabulary, init: ModelF
     """Where a new run stands; a run that has been trained is never taken for one."""
     every = config.train.checkpoint_every
     workdir.check_new(first_saved=next_due(next_due(0, every), every))
-    state = training.init_state(initial_parameters(config, vocabulary, init))
-    return Stand.beginning(config.model, state, rows)
+    state = training.init_state(initial_parameters(config, vocabulary, init), optimizer_of(config.train))
+    return Stand.beginning(config, state, rows)
 
 
 def restore_best(run: Run) -> None:
@@ -467,7 +524,7 @@ def restore_best(run: Run) -> None:
     steps = [step for step in run.measured if step > 0]
     exported = min(steps, key=run.measured.__getitem__, default=None)
     if best in run.checkpoints.steps() and run.stand.step < run.steps and exported != best:
-        like = checkpoint_shapes(run.config.model, len(run.text.vocabulary), run.rows)
+        like = checkpoint_shapes(run.config, len(run.text.vocabulary), run.rows)
         run.export(Stand.of(run.checkpoints.read(best, like)))
 
 

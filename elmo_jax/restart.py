@@ -61,4 +61,4 @@ def restart(source: epath.Path, dest: epath.Path, vocab: epath.Path, rows: int |
     write_folder(workdir.model, model, parameters, vocabulary)
     state = TrainState(np.array(step, np.int32), parameters, tree_of(model, slots))
     with Checkpoints(workdir.checkpoints) as checkpoints:
-        checkpoints.save(Stand.beginning(model, state, rows).checkpoint())
+        checkpoints.save(Stand.beginning(config, state, rows).checkpoint())

@@ -68,17 +68,28 @@ def in_places(array: np.ndarray, rows: int, fill: float, places: range | None = 
     return found
 
 
-def place(softmax: dict[str, Any], rows: int, fill: dict[str, float] = NO_WORD) -> dict[str, jax.Array]:
-    """Arrays [V, ..] that all processes have → [devices, v, ..], each device's part on that device."""
-    own = parallel.own_rows(table_size(len(softmax["bias"]), rows))
-    placed = lambda name, array: parallel.shard(in_places(np.asarray(array), rows, fill[name], own), given=True)
-    return {name: placed(name, array) for name, array in softmax.items()}
+def place(softmax: Any, rows: int, fill: Any = NO_WORD) -> Any:
+    """Arrays [V, ..] that all processes have → [devices, v, ..], each device's part on that device.
+
+    `fill`: what places without a word hold, a number or a tree of numbers.
+    """
+
+    def divide(array, fill):
+        own = parallel.own_rows(table_size(len(array), rows))
+        return parallel.shard(in_places(np.asarray(array), rows, fill, own), given=True)
+
+    return jax.tree.map(divide, softmax, jax.tree.broadcast(fill, softmax))
 
 
-def to_host(table: dict[str, jax.Array], vocabulary_size: int, rows: int) -> dict[str, np.ndarray]:
+def to_host(table: Any, vocabulary_size: int, rows: int) -> Any:
     """The inverse of `place` on every process; every process calls it."""
     places = places_of(np.arange(vocabulary_size, dtype=np.int32), rows, table_size(vocabulary_size, rows))
-    return {name: parallel.gather_parts(array)[places] for name, array in table.items()}
+    return jax.tree.map(lambda array: parallel.gather_parts(array)[places], table)
+
+
+def is_word(table: dict[str, jax.Array]) -> jax.Array:
+    """Which places of a device's part have a word, bool [v]."""
+    return table["bias"] != NO_WORD["bias"]
 
 
 def distinct_ids(ids: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:

@@ -20,9 +20,10 @@ from elmo_jax.losses import (
     sampled_softmax_loss,
 )
 from elmo_jax.model import Reading, State, read_window, word_vectors
+from elmo_jax.optimizers import ADAGRAD, Optimizer, learning_rate, optimizer_of
 from elmo_jax.parallel import AXIS, fetch, has_peers, parallel, replicate
 from elmo_jax.products import form
-from elmo_jax.softmax_table import NO_WORD, PARAMETER_AXES, Exchange, WholePart, places_of
+from elmo_jax.softmax_table import PARAMETER_AXES, Exchange, Touched, WholePart, places_of
 from elmo_jax.streams import Batch
 
 
@@ -31,7 +32,8 @@ class TrainState(NamedTuple):
 
     step           int32 []: steps done
     parameters     {"bilm": .., "softmax": {"weight" [V, P], "bias" [V]}}
-    accumulators   the same tree: Adagrad's sums of squared gradients
+    accumulators   {"bilm": .., "softmax": ..}: what the optimiser keeps of both; Adagrad the same tree, sums of squared
+                   gradients
 
     On the devices, which share the rest, the softmax is divided: each has its own part of the places, weight [v, P] and
     bias [v]; see `softmax_table`.
@@ -60,20 +62,23 @@ class Negatives(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Of one step: losses of both directions [2] (nats a token), norm of the unclipped gradient of loss × window []."""
+    """Of one step: losses of both directions [2] (nats a token), norm of the unclipped gradient of loss × window [].
+
+    layer_norms: with train.tensorboard that of each of `layers`.
+    """
 
     losses: jax.Array
     gradient_norm: jax.Array
+    layer_norms: jax.Array | None = None
 
     @property
     def loss(self) -> float:
         return float(np.mean(self.losses))
 
 
-def init_state(parameters: dict[str, Any]) -> TrainState:
-    """The state before the first step; Adagrad's accumulators start at 1 (bilm-tf), without memory until `place`."""
-    ones = jax.tree.map(lambda array: np.broadcast_to(np.float32(1), array.shape), parameters)
-    return TrainState(jnp.zeros((), jnp.int32), parameters, ones)
+def init_state(parameters: dict[str, Any], optimizer: Optimizer = ADAGRAD) -> TrainState:
+    """The state before the first step; what the optimiser keeps takes no memory until `place`."""
+    return TrainState(jnp.zeros((), jnp.int32), parameters, optimizer.start(parameters))
 
 
 def draw_negatives(config: Config, vocabulary_size: int, step: int) -> Negatives:
@@ -97,11 +102,29 @@ def dropout_by_row(key: jax.Array, row_ids: jax.Array, rate: float):
     return dropout
 
 
+def recurrent_masks_by_row(key: jax.Array, row_ids: jax.Array, rate: float, size: int):
+    """Dropout of an LSTM's outputs, as it reads them again: (place) → mask [B, size], one for a whole window."""
+
+    def mask(place: int) -> jax.Array:
+        keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, place), row))(row_ids)
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, (size,)))(keys)
+        return jnp.where(keep, 1 / (1 - rate), 0.0)
+
+    return mask
+
+
+def reset_by_row(key: jax.Array, row_ids: jax.Array, rate: float, lstm_state: State) -> State:
+    """The LSTM state, leaves [B, ..], zero in a share `rate` of the rows."""
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(row_ids)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate))(keys)
+    return jax.tree.map(lambda leaf: jnp.where(keep[:, None], leaf, 0.0), lstm_state)
+
+
 class LossInputs(NamedTuple):
     """What the loss depends on beside the parameters.
 
     See `train_step`; targets int32 [2, N], of both directions, places in the softmax's table; words: of the sampled
-    softmax, each with a leading axis of directions, None: the full softmax.
+    softmax, each with a leading axis of directions, None: the full softmax. N: tokens of all microbatches.
     """
 
     step: jax.Array
@@ -119,7 +142,8 @@ def loss_inputs(
     """What the loss takes, and how the softmax's rows come and go; arguments as in `train_step`."""
     devices, part = lax.axis_size(AXIS), len(state.parameters["softmax"]["bias"])
     place = lambda ids: places_of(ids, len(row_ids) * devices, part * devices)
-    targets = batch.targets.reshape(2, -1)
+    targets = batch.targets if batch.targets.ndim == 3 else batch.targets.swapaxes(0, 1)
+    targets = targets.reshape(2, -1)
     if negatives is None:
         return LossInputs(state.step, lstm_state, batch, row_ids, place(targets), None), WholePart()
     count = lambda ids: log_expected_count(ids, negatives.draws[:, None], negatives.vocabulary_size)
@@ -140,7 +164,14 @@ def loss(config: Config, parameters: dict[str, Any], inputs: LossInputs) -> tupl
     dropout = dropout_by_row(key, inputs.row_ids, train.dropout) if train.dropout else None
     vectors = word_vectors(model, bilm["words"], batch.words, batch.count, train.precision)
     reading, options = Reading(batch.forward, batch.backward), {"precision": train.precision, "dropout": dropout}
-    activations, lstm_state = read_window(model, bilm, vectors, reading, inputs.lstm_state, **options)
+    own_key = lambda number: jax.random.fold_in(key, 2 * model.layers + 2 + number)  # after the places of `dropout`
+    if train.recurrent_dropout:
+        rate, size = train.recurrent_dropout, model.projection_dim
+        options["recurrent_mask"] = recurrent_masks_by_row(own_key(0), inputs.row_ids, rate, size)
+    lstm_state = inputs.lstm_state
+    if train.state_reset:
+        lstm_state = reset_by_row(own_key(1), inputs.row_ids, train.state_reset, lstm_state)
+    activations, lstm_state = read_window(model, bilm, vectors, reading, lstm_state, **options)
     hidden = [layers[-1] for layers in activations]  # [T, b, P]
     if dropout is not None:
         hidden = [dropout(2 * model.layers + direction, array) for direction, array in enumerate(hidden)]
@@ -166,13 +197,52 @@ def mean(tree: Any, precision: Precision) -> Any:
     return jax.tree.map(lambda array: array.astype(jnp.float32) / lax.axis_size(AXIS), total)
 
 
+def own_gradients(config: Config, parameters: dict[str, Any], inputs: LossInputs) -> tuple[dict, tuple]:
+    """Gradients of `loss` of this device's rows, and what it returns beside."""
+    differentiate = jax.grad(lambda parameters: loss(config, parameters, inputs), has_aux=True)
+    return differentiate(parameters)
+
+
+def accumulated_gradients(config: Config, parameters: dict[str, Any], inputs: LossInputs) -> tuple[dict, tuple]:
+    """`own_gradients` of microbatches of rows, one after the other: as if they were one, to rounding.
+
+    Of tokens only the softmax's rows and their gradients are there all the time, P numbers of each; what the layers
+    keep for the backward pass is that of one microbatch.
+    """
+    count, words, table = config.train.accumulate, inputs.words, dict(parameters["softmax"])
+    apart = lambda array: array.reshape(count, -1, *array.shape[1:])
+    tokens_apart = lambda array: array.reshape(2, count, -1, *array.shape[2:]).swapaxes(0, 1)
+    together = lambda array: array.reshape(-1, *array.shape[2:])
+    tokens_together = lambda array: array.swapaxes(0, 1).reshape(2, -1, *array.shape[3:])
+    of_rows = jax.tree.map(apart, (inputs.lstm_state, inputs.row_ids))
+    of_words = None if words is None else (words.targets, words.target_log_counts)
+    of_tokens = jax.tree.map(tokens_apart, (inputs.targets, of_words, table.pop("targets", None)))
+
+    def add(totals, microbatch):
+        batch, (lstm_state, row_ids), (targets, of_words, rows) = microbatch
+        own_words = None if words is None else words._replace(targets=of_words[0], target_log_counts=of_words[1])
+        softmax = table if rows is None else table | {"targets": rows}
+        given = LossInputs(inputs.step, lstm_state, batch, row_ids, targets, own_words)
+        gradients, (losses, lstm_state) = own_gradients(config, parameters | {"softmax": softmax}, given)
+        own = gradients["softmax"].pop("targets", None)
+        return jax.tree.map(jnp.add, totals, (gradients, losses)), (lstm_state, own)
+
+    zeros = jax.tree.map(jnp.zeros_like, parameters | {"softmax": table}), jnp.zeros(2)
+    totals, (lstm_state, own) = lax.scan(add, zeros, (inputs.batch, of_rows, of_tokens))
+    gradients, losses = totals
+    if own is not None:
+        gradients["softmax"]["targets"] = jax.tree.map(tokens_together, own)
+    gradients, losses = jax.tree.map(lambda total: total / count, (gradients, losses))
+    return gradients, (losses, jax.tree.map(together, lstm_state))
+
+
 def loss_gradients(config: Config, parameters: dict[str, Any], inputs: LossInputs) -> tuple[dict, jax.Array, State]:
     """Gradients of `loss`, the losses [2] of both directions, averaged over devices, and the LSTM state.
 
     Of the softmax's part, and of the targets' rows, each device has its own gradients: what it adds to the average.
     """
-    differentiate = jax.grad(lambda parameters: loss(config, parameters, inputs), has_aux=True)
-    gradients, (losses, lstm_state) = differentiate(parameters)
+    of_rows = own_gradients if config.train.accumulate == 1 else accumulated_gradients
+    gradients, (losses, lstm_state) = of_rows(config, parameters, inputs)
     own = gradients.pop("softmax")
     if inputs.words is not None:
         gradients["negatives"] = own.pop("negatives")
@@ -189,23 +259,76 @@ def global_norm(shared: Any, own_square: jax.Array) -> jax.Array:
 
     own_square []: the squared norm of this device's own gradients.
     """
-    devices = lax.axis_size(AXIS)
-
-    def part_square(gradient):
-        if len(gradient) % devices:
-            return optax.tree.norm(gradient, squared=True) / devices
-        size = len(gradient) // devices
-        return optax.tree.norm(lax.dynamic_slice_in_dim(gradient, lax.axis_index(AXIS) * size, size), squared=True)
-
     return jnp.sqrt(lax.psum(sum(map(part_square, jax.tree.leaves(shared))) + own_square, AXIS))
 
 
+def part_square(gradient: jax.Array) -> jax.Array:
+    """The part [] that this device sums up of the squared norm of a gradient that all share."""
+    devices = lax.axis_size(AXIS)
+    if len(gradient) % devices:
+        return optax.tree.norm(gradient, squared=True) / devices
+    size = len(gradient) // devices
+    return optax.tree.norm(lax.dynamic_slice_in_dim(gradient, lax.axis_index(AXIS) * size, size), squared=True)
+
+
+def layers(parameters: dict[str, Any]) -> list[str]:
+    """Names of the parts of the model whose norms are reported."""
+    return [*sorted(parameters["bilm"]), "softmax"]
+
+
 @jax.named_scope("update")
-def adagrad(learning_rate: float, scale: jax.Array, values: Any, sums: Any, gradients: Any) -> tuple[Any, Any]:
-    """Parameters and their sums of squares after a step along the gradients × scale []."""
-    scaled = jax.tree.map(lambda gradient: gradient * scale, gradients)
-    updates, sums = optax.scale_by_rss(eps=0.0).update(scaled, optax.ScaleByRssState(sums))
-    return jax.tree.map(lambda value, update: value - learning_rate * update, values, updates), sums.sum_of_squares
+def layer_norms(shared: dict[str, Any], own_square: jax.Array) -> jax.Array:
+    """Of each of `layers` the norm of its gradients or parameters; arguments as in `global_norm`."""
+    squares = [sum(map(part_square, jax.tree.leaves(shared[name]))) for name in sorted(shared)]
+    return jnp.sqrt(lax.psum(jnp.stack([*squares, own_square]), AXIS))
+
+
+def parameter_norms() -> Callable[[dict[str, Any]], jax.Array]:
+    """Compiles parameters as `place` makes them → the norm of each of `layers`; of the softmax that of its weight."""
+
+    def norms(parameters):
+        return layer_norms(parameters["bilm"], optax.tree.norm(parameters["softmax"]["weight"], squared=True))
+
+    return parallel(norms, (PARAMETER_AXES,), None)
+
+
+class Update(NamedTuple):
+    """Calls the optimiser with the gradients × scale []."""
+
+    config: Config
+    step: jax.Array
+    learning_rate: float | jax.Array
+    scale: jax.Array
+
+    @jax.named_scope("update")
+    def __call__(self, parameters: Any, accumulators: Any, gradients: Any) -> tuple[Any, Any]:
+        """Parameters and accumulators, {"bilm", "softmax"} or one of both, after a step."""
+        train = self.config.train
+        scaled = jax.tree.map(lambda gradient: gradient * self.scale, gradients)
+        return optimizer_of(train).update(train, self.step, self.learning_rate, parameters, accumulators, scaled)
+
+    def of_places(
+        self, state: TrainState, bilm: Any, exchange: Exchange | WholePart, first: Touched, touched: Callable
+    ):
+        """Of all, given the biLM's gradients: of the table only the places that are touched, one round at a time."""
+        whole = state.parameters, state.accumulators
+
+        def of_round(touched, tables):
+            selected = ({"softmax": touched.select(table)} for table in tables)
+            updated = self(*selected, {"softmax": touched.gradients})
+            return tuple(touched.merge(table, part["softmax"]) for table, part in zip(tables, updated, strict=True))
+
+        tables = of_round(first, tuple(tree["softmax"] for tree in whole))
+        tables = exchange.further(lambda given, tables: of_round(touched(given), tables), tables)
+        bilms = self(*({"bilm": tree["bilm"]} for tree in whole), {"bilm": bilm})
+        return tuple(part | {"softmax": table} for part, table in zip(bilms, tables, strict=True))
+
+    def of_all(self, state: TrainState, bilm: Any, exchange: Any, first: Touched, touched: Callable):
+        """The same where every place of the table changes, though most have the gradient 0."""
+        put = lambda touched, table: touched.merge(table, touched.gradients)
+        table = put(first, jax.tree.map(jnp.zeros_like, state.parameters["softmax"]))
+        table = exchange.further(lambda given, table: put(touched(given), table), table)
+        return self(state.parameters, state.accumulators, {"bilm": bilm, "softmax": table})
 
 
 def train_step(
@@ -218,32 +341,28 @@ def train_step(
 ) -> tuple[TrainState, State, Metrics]:
     """One step on one device's rows; devices meet over the mapped axis AXIS.
 
-    The averaged gradient is clipped once by its global norm and applied by Adagrad (bilm-tf). With the sampled softmax
-    only the rows of targets and negatives are fetched, differentiated, and updated by the device that has them; Adagrad
-    leaves the others as they are, so this is exactly the dense update.
+    The averaged gradient is clipped once by its global norm (bilm-tf) and applied by the optimiser. With the sampled
+    softmax only the rows of targets and negatives are fetched and differentiated. Where the optimiser leaves the others
+    as they are (Adagrad), only these are updated, by the device that has them: exactly the dense update. Otherwise
+    every device updates its whole part.
 
-    lstm_state leaves [b, ..]; batch without its device axis; row_ids int32 [b], numbers of the rows among those of all
-    devices; negatives None: full softmax.
+    lstm_state leaves [b, ..]; batch without its device axis, or instead with one of train.accumulate microbatches of
+    the b rows; row_ids int32 [b], numbers of the rows among those of all devices; negatives None: full softmax.
     """
     inputs, exchange = loss_inputs(state, lstm_state, batch, row_ids, negatives)
-    parameters, sums = state.parameters, state.accumulators
-    rows = exchange.fetch(parameters["softmax"])
-    gradients, losses, lstm_state = loss_gradients(config, parameters | {"softmax": rows}, inputs)
+    rows = exchange.fetch(state.parameters["softmax"])
+    gradients, losses, lstm_state = loss_gradients(config, state.parameters | {"softmax": rows}, inputs)
     touched = exchange.give(gradients["softmax"])
     first = touched(exchange.first)
     square = lambda touched: optax.tree.norm(touched.gradients, squared=True)
     own_square = exchange.further(lambda given, total: total + square(touched(given)), square(first))
     norm = global_norm(gradients["bilm"], own_square)
-    update = functools.partial(adagrad, config.train.learning_rate, jnp.minimum(1.0, config.train.clip_norm / norm))
-
-    def update_places(touched, tables):
-        return tuple(map(touched.merge, tables, update(*map(touched.select, tables), touched.gradients)))
-
-    tables = update_places(first, (parameters["softmax"], sums["softmax"]))
-    tables = exchange.further(lambda given, tables: update_places(touched(given), tables), tables)
-    bilms = update(parameters["bilm"], sums["bilm"], gradients["bilm"])
-    trees = ({"bilm": bilm, "softmax": softmax} for bilm, softmax in zip(bilms, tables, strict=True))
-    return TrainState(state.step + 1, *trees), lstm_state, Metrics(losses, norm)
+    scale = jnp.minimum(1.0, config.train.clip_norm / norm)
+    update = Update(config, state.step, learning_rate(config, state.step), scale)
+    of = update.of_places if optimizer_of(config.train).by_place else update.of_all
+    parameters, accumulators = of(state, gradients["bilm"], exchange, first, touched)
+    of_layers = layer_norms(gradients["bilm"], own_square) if config.train.tensorboard else None
+    return TrainState(state.step + 1, parameters, accumulators), lstm_state, Metrics(losses, norm, of_layers)
 
 
 def trimmed(batch: Batch) -> Batch:
@@ -255,10 +374,11 @@ def trimmed(batch: Batch) -> Batch:
 def step_on_devices(config: Config, donate: bool = True, devices: Sequence[jax.Device] | None = None) -> Callable:
     """`train_step` on `devices`, or all: (state, LSTM state, batch, row_ids, negatives) → (state, LSTM state, metrics).
 
-    state as `place` makes it; leaves of the LSTM state [devices, b, ..], row_ids [devices, b]. With `donate` the
-    states that go in are used up. `lower` is that of the compiled program.
+    state as `place` makes it; leaves of the LSTM state [devices, b, ..], row_ids [devices, b]; of the batch [devices,
+    ..], or with train.accumulate [devices · microbatches, ..], as if there were as many devices. With `donate` the
+    states that go in are used up. `lower` is that of the compiled program, whose batch has both axes.
     """
-    axes = PARAMETER_AXES
+    axes, count = PARAMETER_AXES, config.train.accumulate
 
     def leaves(state, lstm_state, batch, row_ids, negatives):
         state, lstm_state, metrics = train_step(config, state, lstm_state, batch, row_ids, negatives)
@@ -271,6 +391,8 @@ def step_on_devices(config: Config, donate: bool = True, devices: Sequence[jax.D
     def step(state, lstm_state, batch, row_ids, negatives):
         if form().chunk is None and not has_peers():  # who must all run one program
             batch = trimmed(batch)
+        if count > 1:
+            batch = jax.tree.map(lambda array: array.reshape(-1, count, *array.shape[1:]), batch)
         (number, *trees), lstm_state, metrics = program(state, lstm_state, batch, row_ids, negatives)
         parameters, accumulators = (dict(zip(axes, part, strict=True)) for part in (trees[:2], trees[2:]))
         return TrainState(number, parameters, accumulators), lstm_state, metrics
@@ -279,7 +401,7 @@ def step_on_devices(config: Config, donate: bool = True, devices: Sequence[jax.D
     return step
 
 
-def place(state: TrainState, rows: int) -> TrainState:
+def place(state: TrainState, rows: int, optimizer: Optimizer = ADAGRAD) -> TrainState:
     """A state of whole arrays, in order of words and the same on all processes → on all devices.
 
     rows: those of all devices, now and for as long as the state is gone on with.
@@ -288,8 +410,7 @@ def place(state: TrainState, rows: int) -> TrainState:
         "bilm": replicate(tree["bilm"]),
         "softmax": softmax_table.place(tree["softmax"], rows, *fill),
     }
-    sums = dict.fromkeys(NO_WORD, 1.0)
-    return TrainState(replicate(state.step), divide(state.parameters), divide(state.accumulators, sums))
+    return TrainState(replicate(state.step), divide(state.parameters), divide(state.accumulators, optimizer.fill))
 
 
 def to_host(tree: dict[str, Any], vocabulary_size: int, rows: int) -> dict[str, Any]:

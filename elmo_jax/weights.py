@@ -177,6 +177,24 @@ def as_parameters(model: ModelConfig, arrays: Mapping[str, np.ndarray]) -> dict[
     return parameters
 
 
+def checked_parameters(model: ModelConfig, tree: Mapping[str, Any], vocabulary_size: int = 0) -> dict[str, Any]:
+    """A tree of arrays as the biLM's parameters, in NumPy's float32; InputError where it is none of this model."""
+    shapes, modules = parameter_shapes(model, vocabulary_size), dict(tree)
+    flat = lambda tree: {f"{module}/{name}": array for module, arrays in tree.items() for name, array in arrays.items()}
+    wrong = [module for module, arrays in modules.items() if not isinstance(arrays, Mapping)]
+    expected, given = flat(shapes), {} if wrong else flat(modules)
+    problems = [f"{module} is no group of parameters" for module in wrong]
+    if not wrong:
+        given = {name: np.array(array) for name, array in given.items()}
+        problems = misfits(given, expected) + [
+            f"not known: {brief(name, 80)}" for name in given if name not in expected
+        ]
+    if problems:
+        raise InputError(f"the parameters do not fit the model: {listed(problems)}; give a tree like elmo.parameters")
+    arrays = {name: finite_floats(name, given[name]) for name in expected}
+    return {module: {name: arrays[f"{module}/{name}"] for name in names} for module, names in shapes.items()}
+
+
 class ModelFolder(NamedTuple):
     """What a model folder holds: options.json, weights.hdf5, and if there, vocab.txt and softmax.hdf5.
 

@@ -23,9 +23,9 @@ FORMAT = 2
 # when a run starts (it is `rows` in config.json), so batch_size may follow the number of devices; of the text its
 # content counts, not where it lies.
 FREE = {
-    *(f"train.{name}" for name in ("steps", "epochs", "batch_size", "checkpoint_every", "eval_every", "log_every")),
-    *("train.profile", "data.train", "data.heldout", "data.vocab", "data.cache"),
-    *("data.text_format", "data.text_column"),
+    *(f"train.{name}" for name in ("steps", "epochs", "batch_size", "accumulate", "patience")),
+    *(f"train.{name}" for name in ("checkpoint_every", "eval_every", "log_every", "tensorboard", "profile")),
+    *(f"data.{name}" for name in ("train", "heldout", "vocab", "cache", "text_format", "text_column")),
 }
 MOST_ROWS = 10**7
 # What is in the fingerprints of a run's text, as people call it.
@@ -110,24 +110,28 @@ class Workdir:
 
     def rows(self, begun: Begun | None, config: Config, devices: int) -> int:
         """Rows of the run on all devices: those of a new run, or of the one that has begun, if its config agrees."""
+        train = config.train
+        of_config = train.batch_size * train.accumulate * devices
         if begun is None:
-            return config.train.batch_size * devices
+            return of_config
         before, rows = begun.config, begun.rows
         changes = [change for change in differences(before, config) if change.split()[0] not in FREE]
         if not before.data.train:  # a converted run: the first command that goes on with it says on what text
             changes = [change for change in changes if not change.startswith("data.")]
-        if config.train.batch_size != before.train.batch_size and config.train.batch_size * devices != rows:
-            changes.append(
-                f"train.batch_size is {config.train.batch_size} on {devices} devices, was {rows} rows in all"
-            )
+        names = ("batch_size", "accumulate")
+        changed = [name for name in names if getattr(train, name) != getattr(before.train, name)]
+        if changed and of_config != rows:
+            given = " and ".join(f"train.{name} is {getattr(train, name)}" for name in changed)
+            changes.append(f"{given} on {devices} devices, was {rows} rows in all")
         if changes:
             raise InputError(
                 f"{self.path} holds a run with another config: {'; '.join(changes)}. "
                 "Give the same options to go on with it, or another --workdir for a new run"
             )
-        if rows % devices:
+        if rows % (devices * train.accumulate):
+            parts = f"{devices} devices" + (f" and {train.accumulate} parts of each" if train.accumulate > 1 else "")
             raise InputError(
-                f"the run in {self.path} has {rows} rows, which cannot be divided by {devices} devices; "
+                f"the run in {self.path} has {rows} rows, which cannot be divided by {parts}; "
                 f"go on with it on a number of devices that divides {rows}"
             )
         return rows

@@ -36,6 +36,7 @@ import pytest
 import elmo_jax
 from elmo_jax import parallel, softmax_table, training
 from elmo_jax.config import ModelConfig, to_options
+from elmo_jax.optimizers import ADAGRAD
 from elmo_jax.products import compiled_for
 from elmo_jax.weights import weight_shapes, write_arrays
 
@@ -133,17 +134,17 @@ def take_form(monkeypatch, name: str) -> None:
     monkeypatch.setattr(parallel, "compiled_for", lambda _: compiled_for(name))
 
 
-def place_on(devices: int, state, rows: int):
+def place_on(devices: int, state, rows: int, optimizer=ADAGRAD):
     """`training.place` for the first of the devices."""
 
-    def divide(tree, fill):
-        split = lambda array, fill: softmax_table.in_places(np.asarray(array), rows, fill)
-        parts = lambda array, fill: split(array, fill).reshape(devices, -1, *array.shape[1:])
-        return tree | {"softmax": {name: parts(array, fill[name]) for name, array in tree["softmax"].items()}}
+    def split(array, fill):
+        return softmax_table.in_places(np.asarray(array), rows, fill).reshape(devices, -1, *array.shape[1:])
 
-    sums = dict.fromkeys(softmax_table.NO_WORD, 1.0)
-    parameters, accumulators = divide(state.parameters, softmax_table.NO_WORD), divide(state.accumulators, sums)
-    return training.TrainState(state.step, parameters, accumulators)
+    def divide(tree, fill):
+        return tree | {"softmax": jax.tree.map(split, tree["softmax"], jax.tree.broadcast(fill, tree["softmax"]))}
+
+    parameters, accumulators = divide(state.parameters, softmax_table.NO_WORD), state.accumulators
+    return training.TrainState(state.step, parameters, divide(accumulators, optimizer.fill))
 
 
 def to_host(devices: int, state, vocabulary_size: int, rows: int):
@@ -209,6 +210,17 @@ def compilations():
         names += _compiled[before:]
 
     return collect
+
+
+MAPS = Path("/proc/self/maps")  # of Linux
+
+
+@pytest.fixture(autouse=True)
+def _few_maps():
+    """A process may have 65,530 maps of memory, and a compiled program has dozens or hundreds: LLVM falls over then."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="module")

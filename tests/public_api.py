@@ -4,11 +4,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, assert_type
 
+import jax
 import numpy as np
 import numpy.typing as npt
 
 import elmo_jax
-from elmo_jax import BiLM, Config, DataConfig, Elmo, InputError, Mix, ModelConfig, ScalarMix, TrainConfig
+from elmo_jax import (
+    BiLM,
+    Config,
+    DataConfig,
+    Elmo,
+    ElmoEmbedder,
+    ElmoVectorizer,
+    Encoded,
+    InputError,
+    Mix,
+    ModelConfig,
+    ScalarMix,
+    TrainConfig,
+)
 
 Vectors = npt.NDArray[np.float32]
 
@@ -69,6 +83,21 @@ def configure() -> Config:
 def build(config: Config) -> tuple[Any, Any]:
     """The modules, for a model of one's own."""
     return BiLM(config.model, vocabulary_size=7, precision="float32"), ScalarMix(layer_norm=True)
+
+
+def own_model(elmo: Elmo) -> Elmo:
+    """ELMo inside a model of one's own."""
+    encoded = assert_type(elmo.encode(["The river burst its banks ."], rows=4), Encoded)
+    activations, mask = elmo.batch([["w"]], state="zero", precision="bfloat16", boundaries=True, rows=2)
+    assert_type(activations, jax.Array)
+    assert_type(mask, jax.Array)
+    elmo.batch(["w"], state="carry")  # type: ignore[arg-type]
+    embedder = assert_type(ElmoEmbedder.of(elmo, num_output_representations=2, frozen=False), ElmoEmbedder)
+    variables = embedder.init(jax.random.key(0), encoded, deterministic=True)
+    learned = assert_type(embedder.to_elmo(variables["params"]), Elmo)
+    learned.save("runs/learned")
+    ElmoVectorizer(elmo, pool="max").fit_transform(["a river"])
+    return assert_type(elmo.with_parameters(learned.parameters, mixes=[Mix([0.0, 0.0, 1.0])]), Elmo)
 
 
 def bad_input(elmo: Elmo) -> str | None:

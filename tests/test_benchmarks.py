@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from conftest import ROOT, SMALL, script_environment
 
-from benchmarks import operations, systems, tables, training
+from benchmarks import operations, recipes, systems, tables, training
 from elmo_jax.char_cnn import spelled_vectors
-from elmo_jax.config import ModelConfig, load_config
+from elmo_jax.config import ModelConfig, check, load_config
 from elmo_jax.model import Reading, read_window, zero_state
 from elmo_jax.modules import init_bilm
+from elmo_jax.pretraining import parse
 
 
 def products(jaxpr) -> int:
@@ -54,7 +55,7 @@ def test_a_text_takes_each_token_and_each_distinct_word():
     assert operations.of_text(SMALL, sentences) == expected
 
 
-@pytest.mark.parametrize("name", ["README.md", "benchmarks/README.md", "benchmarks/SCALING.md"])
+@pytest.mark.parametrize("name", ["README.md", "benchmarks/README.md", "benchmarks/SCALING.md", "docs/training.md"])
 def test_tables_are_those_of_the_results(name):
     text = (ROOT / name).read_text()
     assert tables.PLACES.search(text)
@@ -134,6 +135,7 @@ def test_training_starts_what_fits(tmp_path, monkeypatch, together):
 
 BENCHMARKS = {
     "embedding": "--repeats 1",
+    "embedder": "--rows 4 --repeats 1",
     "text_length": "--tokens 500 --repeats 1",
     "output": "--repeats 1 --formats flat hdf5 parquet",
     "precision": "",
@@ -142,6 +144,8 @@ BENCHMARKS = {
     "versions": f"--other {ROOT} --precisions float32 --vocabulary_size 2000 --rows 4 --steps 1 --repeats 2",
     "scaling": "--vocabulary_size 20000 --devices 1",
     "pod": "--hosts 2 --devices_per_host 2 --vocabulary_size 2000 --steps 1 --tokens 5000",
+    "recipes": f"--heldout {ROOT}/configs/demo_sentences.txt --rows 2 --steps 4 --recipes published adam-0.001-cosine "
+    "--folder {folder}",
     "checkpoints": f"--heldout {ROOT}/configs/demo_sentences.txt --vocabulary_size 2000 --steps 4",
 }
 
@@ -158,11 +162,31 @@ def text(tmp_path):
 def test_benchmarks_run(tmp_path, text, module):
     """On a tiny model, without peers."""
     command = [sys.executable, "-m", f"benchmarks.{module}", "--text", text, "--config", "tiny"]
-    command += ["--output", tmp_path / "result.json", *BENCHMARKS[module].split()]
+    command += ["--output", tmp_path / "result.json", *BENCHMARKS[module].format(folder=tmp_path).split()]
     done = subprocess.run(command, cwd=ROOT, env=script_environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((tmp_path / "result.json").read_text())["benchmark"] == module
     assert "| --- |" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_recipes_are_such_as_training_takes(name):
+    command = ["small", "--workdir", "run", "--train.steps", "2000", *recipes.options_of(name, 2000)]
+    config = parse(command).config
+    check(config)
+    published = replace(load_config("small").train, steps=2000)
+    assert (config.train == published) == (name == "published")
+
+
+def test_the_shipped_recipe_is_that_of_the_benchmark():
+    result = json.loads((systems.RESULTS / "recipes-small-cpu.json").read_text())
+    best = min(result["runs"], key=lambda run: run["heldout_perplexity"][str(result["steps"])])
+    options = f"--train.steps {result['steps']} --train.batch_size {result['rows']} {best['options']}"
+    benchmarked = parse(["small", "--workdir", "run", *options.split()]).config
+    shipped = load_config("small_adam")
+    same = {"checkpoint_every": 250, "eval_every": 250}
+    assert shipped == replace(benchmarked, train=replace(benchmarked.train, **same))
 
 
 @pytest.mark.slow

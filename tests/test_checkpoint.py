@@ -184,7 +184,7 @@ def test_a_step_that_is_not_finite_ends_the_run(project, capsys, monkeypatch):
     before = {path: path.read_bytes() for path in (project / "run" / "checkpoints").rglob("*") if path.is_file()}
     lines = (project / "run" / "metrics.jsonl").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(training, "Metrics", lambda losses, norm: original(losses, norm / 0.0))
+        patch.setattr(training, "Metrics", lambda losses, norm, *more: original(losses, norm / 0.0, *more))
         message = fails(project, "step 4 has loss", capsys)
     assert "gradient norm inf" in message
     assert "its batch ends near sentence" in message

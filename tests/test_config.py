@@ -22,7 +22,7 @@ from elmo_jax.errors import InputError
 from elmo_jax.model import parameter_shapes
 
 
-@pytest.mark.parametrize("name", ["tiny", "small", "medium", "original"])
+@pytest.mark.parametrize("name", ["tiny", "small", "small_adam", "medium", "original"])
 def test_configs_survive_json(name):
     config = load_config(name, ROOT / "configs")
     check(config)
@@ -237,5 +237,5 @@ def test_config_files(tmp_path):
     mine.write_text("from elmo_jax import Config, TrainConfig\nconfig = Config(train=TrainConfig(steps='7'))")
     with pytest.raises(InputError, match=r"mine\.py .* train.steps is '7'; it must be int"):
         load_config(str(mine), ROOT / "configs")
-    with pytest.raises(InputError, match="no config 'huge'; give one of medium, original, small, tiny"):
+    with pytest.raises(InputError, match="no config 'huge'; give one of medium, original, small, small_adam, tiny"):
         load_config("huge", ROOT / "configs")

@@ -11,7 +11,7 @@ from test_training import ROWS, VOCABULARY, WINDOW, config, corpus, initial_para
 import elmo_jax
 from elmo_jax import compilation, engine, parallel, training, word_vectors
 from elmo_jax.char_cnn import char_cnn_shapes, character_cnn
-from elmo_jax.model import _state_after, zero_state
+from elmo_jax.model import state_after, zero_state
 from elmo_jax.products import FORMS, compiled_for, form, platform, product
 from elmo_jax.streams import Batch, LanguageModelStream, word_encoder
 
@@ -40,17 +40,14 @@ def losses_and_gradients(config, devices):
     return jax.tree.map(np.asarray, program(*arguments)), program.lower(*arguments).as_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize(
     ("options", "changes"),
     [
         ({"dropout": 0.3}, {"highway_layers": 2}),
-        pytest.param(
-            {"softmax": "full"},
-            {"activation": "tanh", "cell_clip": 0.3, "projection_clip": 0.2},
-            marks=pytest.mark.slow,
-        ),
-        pytest.param({}, {"cell_dim": 7, "skip_connections": False}, marks=pytest.mark.slow),
+        ({"softmax": "full"}, {"activation": "tanh", "cell_clip": 0.3, "projection_clip": 0.2}),
+        ({}, {"cell_dim": 7, "skip_connections": False}),
     ],
     ids=["sampled, dropout", "full, tanh, clipped", "not projected"],
 )
@@ -109,14 +106,14 @@ def test_forms_agree_in_embedding(tmp_path, monkeypatch, name, precision, option
     caches = engine.embedding_program, word_vectors.spelling_program
     for cached in caches:
         cached.cache_clear()
-    _state_after.clear_cache()
+    state_after.clear_cache()
     try:
         with compiled_for(name):
             assert relative_error(embed(), expected) < {"float32": TOLERANCE, "bfloat16": 0.01}[precision]
     finally:
         for cached in caches:
             cached.cache_clear()
-        _state_after.clear_cache()
+        state_after.clear_cache()
 
 
 @pytest.mark.parametrize("count", [1, 5, 6, 39, 40])

@@ -63,17 +63,18 @@ UNCLIPPED = {"cell_clip": None, "projection_clip": None}
 
 
 @pytest.mark.parametrize(
-    ("changes", "precision", "limit"),
+    ("changes", "precision", "limit", "masked"),
     [
-        ({}, "float32", 1e-5),
-        ({"cell_clip": 0.3, "projection_clip": 0.2}, "float32", 1e-5),
-        (UNCLIPPED, "float32", 1e-5),
-        ({"cell_dim": 7}, "float32", 1e-5),
-        (UNCLIPPED, "bfloat16", 0.05),  # clipping turns rounding into steps
+        ({}, "float32", 1e-5, False),
+        ({"cell_clip": 0.3, "projection_clip": 0.2}, "float32", 1e-5, False),
+        ({"cell_clip": 0.3, "projection_clip": 0.2}, "float32", 1e-5, True),
+        (UNCLIPPED, "float32", 1e-5, False),
+        ({"cell_dim": 7}, "float32", 1e-5, True),
+        (UNCLIPPED, "bfloat16", 0.05, False),  # clipping turns rounding into steps
     ],
 )
 @pytest.mark.parametrize("platform", FORMS)
-def test_lstm_is_its_definition(changes, precision, limit, platform):
+def test_lstm_is_its_definition(changes, precision, limit, masked, platform):
     """Values, and gradients of parameters, inputs, state and the state at resets; bfloat16 as near as its rounding."""
     model = dataclasses.replace(SMALL, **changes)
     generator = np.random.default_rng(0)
@@ -86,6 +87,7 @@ def test_lstm_is_its_definition(changes, precision, limit, platform):
     state, start = LSTMState(normal(rows, cell), normal(rows, size)), LSTMState(normal(cell), normal(size))
     reset = jnp.asarray(generator.random((positions, rows)) < 0.3)
     weights = normal(positions, rows, size), LSTMState(normal(rows, cell), normal(rows, size))
+    mask = jnp.asarray(generator.random((rows, size)) < 0.7, jnp.float32) / 0.7 if masked else None
 
     def values_and_gradients(function):
         def weighted(parameters, inputs, state, start):
@@ -98,8 +100,9 @@ def test_lstm_is_its_definition(changes, precision, limit, platform):
             gradients, results = differentiate(parameters, inputs, state, start)
         return results, gradients
 
-    exact = values_and_gradients(lambda p, x, state, start: plain_lstm(p, x, state, model, reset, start))
-    found = values_and_gradients(lambda p, x, state, start: lstm(p, x, state, model, precision, reset, start))
+    fast = lambda p, x, state, start: lstm(p, x, state, model, precision, reset, start, None, mask)
+    exact = values_and_gradients(lambda p, x, state, start: plain_lstm(p, x, state, model, reset, start, mask))
+    found = values_and_gradients(fast)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
         assert np.abs(other).max() > 0.01
         assert relative_error(one, other) < limit

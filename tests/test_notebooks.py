@@ -1,5 +1,6 @@
 """The notebooks run from top to bottom, and are committed with what that gives."""
 
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +18,8 @@ COMMITTED = sorted((ROOT / "notebooks").glob("*.ipynb"))
 def run_again(path: Path, model: Path) -> tuple[list[str], list[str]]:
     """What the cells printed when the notebook was committed, and what they print now."""
     before, notebook = execute.read(path), execute.read(path)
-    environment = script_environment() | {"ELMO_MODEL": str(model), "PYTHONPATH": str(ROOT)}
+    path_of_modules = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = script_environment() | {"ELMO_MODEL": str(model), "PYTHONPATH": path_of_modules}
     return execute.texts(before), execute.texts(execute.executed(notebook, environment))
 
 
@@ -33,22 +35,34 @@ def test_outputs_belong_to_the_sources(path):
 
 
 @pytest.mark.slow
-def test_it_runs_with_any_model(tmp_path):
+def test_the_embedding_notebook_runs_with_any_model(tmp_path):
     """All cells print the same for other weights, but for the last, which judges them; a second call compiles none."""
-    (path,) = COMMITTED
+    path = ROOT / "notebooks" / "embedding.ipynb"
     before, now = run_again(path, write_random_model(tmp_path, load_config("tiny").model))
     assert now[:-1] == before[:-1]
+    assert re.sub(r"\d+", "N", now[-1]) == re.sub(r"\d+", "N", before[-1])
     assert re.fullmatch(r"(?s).*tokens, [1-9]\d* programs compiled\n.*tokens, 0 programs compiled\n", now[-2])
-    assert re.fullmatch(r"\d+ of 10 right\n", now[-1])
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    """The run of the demo's model."""
+    model = ROOT / "runs" / "demo"
+    if not (model / "model").exists():
+        model = tmp_path_factory.mktemp("runs") / "demo"
+        command = [sys.executable, "train.py", "tiny", "--workdir", model]
+        subprocess.run(command, cwd=ROOT, check=True, env=script_environment())
+    return model
 
 
 @pytest.mark.slow
-def test_it_is_fresh(tmp_path):
-    """With the demo's model it prints what is committed."""
-    model = ROOT / "runs" / "demo"
-    if not (model / "model").exists():
-        model = tmp_path / "demo"
-        command = [sys.executable, "train.py", "tiny", "--workdir", model]
-        subprocess.run(command, cwd=ROOT, check=True, env=script_environment())
-    before, now = run_again(COMMITTED[0], model)
-    assert now == before
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_it_is_fresh(path, demo):
+    """With the demo's model it prints what is committed; numbers that were learned may differ a little by machine."""
+    if path.stem == "pytorch":
+        pytest.importorskip("torch")
+    before, now = ("\n".join(printed) for printed in run_again(path, demo))
+    number = r"\d+(?:\.\d+)?"
+    assert re.sub(number, "N", now) == re.sub(number, "N", before)
+    values = [[float(value) for value in re.findall(number, printed)] for printed in (now, before)]
+    assert values[0] == pytest.approx(values[1], rel=0.05)

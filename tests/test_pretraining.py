@@ -258,6 +258,29 @@ def test_the_model_is_there_early_and_is_the_best(project, tmp_path, monkeypatch
     assert (tmp_path / "step6" / "vocab.txt").read_bytes() == (tmp_path / "run" / "vocab.txt").read_bytes()
 
 
+def test_early_stopping(project, tmp_path, monkeypatch, capsys):
+    """After two measurements without a new lowest, wherever the run has been stopped between; with more patience on."""
+    perplexities = {0: 30.0, 2: 50.0, 4: 40.0, 6: 45.0, 8: 40.0, 10: 39.0, 12: 41.0}
+    due = iter(perplexities.values())
+    monkeypatch.setattr(pretraining, "evaluator", lambda *_, **__: lambda *_: pretraining_perplexity(next(due)))
+    options = ["--train.eval_every", "2", "--train.patience", "2", "--train.steps", "12"]
+    train.main(command(project, tmp_path / "run", *options[:-1], "6"))
+    for _ in range(2):  # the second time nothing is left to do
+        train.main(command(project, tmp_path / "run", *options))
+        assert "ended after step 8: train.patience 2 measurements" in capsys.readouterr().out
+    assert heldout(tmp_path / "run") == [30.0, 50.0, 40.0, 45.0, 40.0]
+    assert metrics(tmp_path / "run")[-1]["step"] == 8
+    assert {"4", "8"} <= {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    train.main(command(project, tmp_path / "run", *options, "--train.patience", "3"))
+    assert heldout(tmp_path / "run") == list(perplexities.values())
+
+
+def test_early_stopping_needs_held_out_text(project, tmp_path, capsys):
+    options = ["--train.patience", "2", "--data.heldout"]
+    fails(train.main, command(project, tmp_path / "run", *options), "there is no held-out text to measure", capsys)
+    assert not (tmp_path / "run").exists()
+
+
 def pretraining_perplexity(value):
     from elmo_jax.evaluation import Perplexity
 
@@ -271,6 +294,7 @@ def test_bad_input_of_export(project, tmp_path, capsys):
     fails(tools.main, ["export", project / "run", "--step", "6", "--best"], "exclude each other", capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_end_it_saves_first(project, tmp_path, monkeypatch, number):
     """At a step where an evaluation is due: the checkpoint is written, the evaluation is made up for afterwards."""
@@ -295,6 +319,7 @@ def test_told_to_end_it_saves_first(project, tmp_path, monkeypatch, number):
     assert same_file(tmp_path / "run/model/weights.hdf5", tmp_path / "alone/model/weights.hdf5")
 
 
+@pytest.mark.slow
 def test_told_to_end_within_an_evaluation(project, tmp_path, monkeypatch):
     """The evaluation ends at once; what it would have measured is measured when the run goes on."""
     until_requested = lifecycle.Termination.until_requested
@@ -318,13 +343,14 @@ def test_told_to_end_within_an_evaluation(project, tmp_path, monkeypatch):
 
 
 def test_a_second_interrupt_stops_at_once():
+    before = signal.getsignal(signal.SIGINT)
     with lifecycle.Termination() as termination:
         os.kill(os.getpid(), signal.SIGINT)
         assert termination.requested()
         assert termination.exit_code == 130
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.slow

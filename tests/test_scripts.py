@@ -88,7 +88,7 @@ def test_a_run_leaves_what_is_promised(project):
     assert len(vocabulary) == 43
 
 
-@pytest.mark.parametrize("stop", [1, 4])
+@pytest.mark.parametrize("stop", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_run_goes_on_bit_for_bit(project, tmp_path, stop):
     """Stopped after 1 step or 4, then the same command with all 6: the numbers of the run that was never stopped."""
     command = [str(project / "mine.py"), "--workdir", str(tmp_path)]
@@ -100,6 +100,7 @@ def test_a_run_goes_on_bit_for_bit(project, tmp_path, stop):
     assert without_extra_end == metrics(project / "run")
 
 
+@pytest.mark.slow
 def test_lines_after_the_checkpoint_are_written_again(project, tmp_path):
     command = [str(project / "mine.py"), "--workdir", str(tmp_path)]
     train.main([*command, "--train.steps", "3"])
@@ -142,6 +143,7 @@ def test_words_without_characters_train_and_embed(project, tmp_path):
     assert (known[0, 1] != unknown[0, 1]).any()
 
 
+@pytest.mark.slow
 def test_programs_are_compiled_once_for_all_runs(project, tmp_path):
     """embed.py leaves its programs in the user's cache folder, where the next process finds them."""
     (tmp_path / "text.txt").write_text("one sentence")
@@ -398,19 +400,25 @@ ORDER = [
     "parallel",
     "compilation",
     "word_vectors",
+    "batches",
     "engine",
     "elmo",
     "dump",
     "embeddings",
     "outputs",
     "dataset_column",
+    "vectorizer",
     "losses",
     "softmax_table",
+    "optimizers",
     "modules",
+    "embedder",
     "training",
     "evaluation",
     "checkpoint",
     "workdir",
+    "events",
+    "curves",
     "lifecycle",
     "pretraining",
     "restart",
@@ -435,7 +443,7 @@ def test_structure():
         assert set(own) <= set(ORDER[:number]), name
     for name in ORDER[: ORDER.index("streams") + 1]:
         assert not any(module.split(".")[0] in ("jax", "flax") for module in imports(files[name]))
-    assert [name for name, path in files.items() if "pmap" in path.read_text()] == ["parallel"]
+    assert [name for name, path in files.items() if "jax.pmap" in path.read_text()] == ["parallel"]
     for name in ORDER[: ORDER.index("dump") + 1]:
         packages = {module.split(".")[0] for module in imports(files[name])}
         assert not packages & {"flax", "optax", "orbax"}, name

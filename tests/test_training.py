@@ -20,6 +20,7 @@ from elmo_jax.evaluation import evaluator
 from elmo_jax.losses import SampledWords, full_softmax_loss, log_expected_count, sampled_softmax_loss
 from elmo_jax.model import zero_state
 from elmo_jax.modules import BiLM, init_bilm, init_softmax
+from elmo_jax.optimizers import optimizer_of
 from elmo_jax.parallel import device_count
 from elmo_jax.streams import LanguageModelStream, word_encoder
 from elmo_jax.vocabulary import Vocabulary
@@ -52,9 +53,11 @@ def train(config, devices, steps):
     """Losses of each step, the state (with its devices), and the LSTM state [rows, ..]."""
     text = corpus()
     encode = word_encoder(text, config.model)
-    stream = LanguageModelStream(text, ROWS, WINDOW, encode, devices=devices, shuffle=True, seed=config.train.seed)
+    parts = devices * config.train.accumulate
+    stream = LanguageModelStream(text, ROWS, WINDOW, encode, devices=parts, shuffle=True, seed=config.train.seed)
     step = training.step_on_devices(config, donate=False)
-    state = place_on(devices, training.init_state(initial_parameters(config.model)), ROWS)
+    optimizer = optimizer_of(config.train)
+    state = place_on(devices, training.init_state(initial_parameters(config.model), optimizer), ROWS, optimizer)
     lstm_state = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, leaf.shape[-1]), zero_state(config.model, ROWS))
     row_ids = np.arange(ROWS, dtype=np.int32).reshape(devices, -1)
     losses = []
@@ -68,19 +71,54 @@ def train(config, devices, steps):
 
 
 @pytest.mark.parametrize(
-    ("options", "others"), [({"dropout": 0.3}, (2, 4)), ({"softmax": "full"}, (4,))], ids=["sampled, dropout", "full"]
+    ("options", "devices"),
+    [
+        ({"dropout": 0.3, "recurrent_dropout": 0.2, "state_reset": 0.3}, 4),
+        pytest.param({"dropout": 0.3, "recurrent_dropout": 0.2}, 2, marks=pytest.mark.slow),
+        pytest.param({"softmax": "full"}, 4, marks=pytest.mark.slow),
+    ],
 )
-def test_number_of_devices_does_not_matter(options, others):
-    losses, state, lstm_state = train(config(**options), 1, 4)
-    for devices in others:
-        found_losses, found_state, found_lstm = train(config(**options), devices, 4)
-        assert relative_error(found_losses, losses) < TOLERANCE
-        for found, expected in zip(
-            jax.tree.leaves((found_state, found_lstm)), jax.tree.leaves((state, lstm_state)), strict=True
-        ):
-            assert relative_error(found, expected) < TOLERANCE
+def test_number_of_devices_does_not_matter(options, devices):
+    losses, *states = train(config(**options), 1, 4)
+    found_losses, *found_states = train(config(**options), devices, 4)
+    assert relative_error(found_losses, losses) < TOLERANCE
+    for found, expected in zip(jax.tree.leaves(found_states), jax.tree.leaves(states), strict=True):
+        assert relative_error(found, expected) < TOLERANCE
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "devices", "accumulate"),
+    [
+        ({"dropout": 0.3}, 1, 4),
+        ({"softmax": "full"}, 2, 2),
+        ({"optimizer": "adam", "learning_rate": 0.01}, 2, 2),
+        ({"reduce_precision": "bfloat16"}, 1, 2),
+    ],
+)
+def test_accumulated_microbatches_are_one_batch(options, devices, accumulate):
+    """As many steps over the same rows of text: the same losses, parameters and LSTM states."""
+    expected = train(config(**options), devices, 3)
+    found = train(config(accumulate=accumulate, **options), devices, 3)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert relative_error(one, other) < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("softmax", ["sampled", "full"])
+def test_accumulating_takes_the_memory_of_a_microbatch(softmax):
+    """Beside what the step itself holds: less than half of what as many rows take at once."""
+    settings = {"batch_size": 8, "window": 20, "softmax": softmax, "negatives": 30}
+    one, all_at_once, accumulated = (
+        lowered_step(config(**settings | more), 1, 200).compile().memory_analysis().temp_size_in_bytes
+        for more in ({}, {"batch_size": 64}, {"accumulate": 8})
+    )
+    print(f"temporary bytes: {one:,} of 8 rows, {all_at_once:,} of 64, {accumulated:,} of 8 times 8")
+    assert all_at_once > 4 * one
+    assert accumulated < 2 * one
+
+
+@pytest.mark.slow
 def test_number_of_rounds_does_not_matter(monkeypatch):
     """Of the exchange of the targets' rows: where there is little room in one, there are more of them."""
     losses, state, _ = train(config(dropout=0.3), 2, 4)
@@ -91,13 +129,11 @@ def test_number_of_rounds_does_not_matter(monkeypatch):
         assert relative_error(found, expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("softmax", ["sampled", "full"])
-def test_step_is_the_dense_update(softmax):
-    """Against autodiff through whole tables, optax's clip and optax's Adagrad, written without any of our update."""
-    settings = config(softmax=softmax)
-    text = corpus()
+def dense_run(settings, optimizer, steps):
+    """Losses [steps, 2] and parameters of steps by autodiff through whole tables, optax's clip and optimiser."""
+    text, softmax = corpus(), settings.train.softmax
     stream = LanguageModelStream(text, ROWS, WINDOW, word_encoder(text, SMALL), shuffle=True, seed=3)
-    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adagrad(0.2, initial_accumulator_value=1.0, eps=0.0))
+    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optimizer)
     parameters = initial_parameters()
     optimizer_state, lstm_state = optimizer.init(parameters), zero_state(SMALL, ROWS)
 
@@ -120,18 +156,27 @@ def test_step_is_the_dense_update(softmax):
             return WINDOW * (losses[0] + losses[1]) / 2, (jnp.stack(losses), state)
 
         gradients, (losses, state) = jax.grad(loss, has_aux=True)(parameters)
-        updates, optimizer_state = optimizer.update(gradients, optimizer_state)
+        updates, optimizer_state = optimizer.update(gradients, optimizer_state, parameters)
         return optax.apply_updates(parameters, updates), optimizer_state, state, losses, optax.tree.norm(gradients)
 
     expected_losses = []
-    for number in (1, 2, 3):
+    for number in range(1, steps + 1):
         negatives = training.draw_negatives(settings, len(VOCABULARY), number)
         inputs = parameters, optimizer_state, lstm_state, next(stream), negatives
-        parameters, optimizer_state, lstm_state, losses, norm = dense_step(*inputs)
+        with jax.numpy_dtype_promotion("standard"):  # which optax needs
+            parameters, optimizer_state, lstm_state, losses, norm = dense_step(*inputs)
         assert norm > 0.5  # clipping is active
         expected_losses.append(losses)
+    return np.array(expected_losses), parameters
+
+
+@pytest.mark.parametrize("softmax", ["sampled", pytest.param("full", marks=pytest.mark.slow)])
+def test_step_is_the_dense_update(softmax):
+    """Against Adagrad of optax, written without any of our update."""
+    settings = config(softmax=softmax)
+    expected_losses, parameters = dense_run(settings, optax.adagrad(0.2, initial_accumulator_value=1.0, eps=0.0), 3)
     losses, state, _ = train(settings, 1, 3)
-    assert relative_error(losses, np.array(expected_losses)) < TOLERANCE
+    assert relative_error(losses, expected_losses) < TOLERANCE
     for found, expected in zip(jax.tree.leaves(state.parameters), jax.tree.leaves(parameters), strict=True):
         assert relative_error(found, expected) < TOLERANCE
 
@@ -155,6 +200,38 @@ def test_dropout_by_row():
     own = training.dropout_by_row(key, row_ids[4:], 0.3)(2, x[:, 4:])
     assert (own == dropped[:, 4:]).all()
     assert (training.dropout_by_row(key, row_ids, 0.3)(3, x) != dropped).any()
+
+
+def test_reset_states():
+    """Of some rows, whichever device has them; the others' stay."""
+    key, row_ids = jax.random.key(3), jnp.arange(70)
+    state = jnp.ones((70, 4)), jnp.full((70, 2), 2.0)
+    found = training.reset_by_row(key, row_ids, 0.3, state)
+    kept = np.asarray(found[0][:, 0] == 1)
+    assert 0.5 < kept.mean() < 0.9
+    for leaf, before in zip(found, state, strict=True):
+        assert (leaf == np.where(kept[:, None], before, 0)).all()
+    part = training.reset_by_row(key, row_ids[40:], 0.3, (state[0][40:], state[1][40:]))
+    assert (part[0] == found[0][40:]).all()
+
+
+@pytest.mark.slow
+def test_steps_with_reset_states():
+    """The first step begins from zero anyhow, the second does not unless all rows are reset."""
+    (reset, *_), (carried, *_) = train(config(state_reset=1.0), 1, 2), train(config(), 1, 2)
+    assert (reset[0] == carried[0]).all()
+    assert (reset[1] != carried[1]).all()
+
+
+def test_recurrent_dropout():
+    key, row_ids = jax.random.key(0), jnp.arange(60)
+    mask = training.recurrent_masks_by_row(key, row_ids, 0.3, 70)(2)
+    kept = np.asarray(mask) != 0
+    assert abs(kept.mean() - 0.7) < 0.03  # 4,200 draws: standard error 0.007
+    assert relative_error(mask[kept], np.full(kept.sum(), 1 / 0.7)) < 1e-6
+    assert (kept[0] != kept[1]).any()
+    assert (training.recurrent_masks_by_row(key, row_ids[40:], 0.3, 70)(2) == mask[40:]).all()
+    assert (training.recurrent_masks_by_row(key, row_ids, 0.3, 70)(3) != mask).any()
 
 
 @pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF], ids=hex)
@@ -244,7 +321,7 @@ def test_initial_values_are_those_of_bilm_tf():
 
 def lowered_step(config, devices, vocabulary_size):
     """The training step of so many devices, not yet compiled."""
-    rows = devices * config.train.batch_size
+    rows = devices * config.train.batch_size * config.train.accumulate
     places = softmax_table.table_size(vocabulary_size, rows) // devices
 
     def initial():
@@ -253,7 +330,10 @@ def lowered_step(config, devices, vocabulary_size):
         return training.init_state({"bilm": init_bilm(jax.random.key(0), SMALL), "softmax": softmax})
 
     text = corpus()
-    batch = next(LanguageModelStream(text, rows, config.train.window, word_encoder(text, SMALL), devices=devices))
+    parts = devices * config.train.accumulate
+    batch = next(LanguageModelStream(text, rows, config.train.window, word_encoder(text, SMALL), devices=parts))
+    if config.train.accumulate > 1:
+        batch = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, *leaf.shape[1:]), batch)
     lstm_state = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, leaf.shape[-1]), zero_state(SMALL, rows))
     row_ids = np.arange(rows, dtype=np.int32).reshape(devices, -1)
     negatives = training.draw_negatives(config, vocabulary_size, 1) if config.train.softmax == "sampled" else None
@@ -266,6 +346,7 @@ def exchanged(*step):
     return operations.exchanged(lowered_step(*step).compile().as_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("softmax", ["sampled", "full"])
 def test_communication_does_not_depend_on_the_vocabulary(softmax):
     """Each parameter's gradient is exchanged once; of the softmax only the rows that the step may touch, or none."""
@@ -301,6 +382,7 @@ print(json.dumps([test_training.exchanged({settings}, devices, 793_471) for devi
     assert sum(many.values()) - 4 * size < 1.5 * (sum(few.values()) - 4 * size)
 
 
+@pytest.mark.slow
 def test_gradients_summed_in_bfloat16():
     before = initial_parameters()
     settings = [config(dropout=0.3, reduce_precision=kind) for kind in ("float32", "bfloat16")]

@@ -264,6 +264,7 @@ def test_a_converted_run_goes_on_after_it_was_stopped(project, tmp_path):
     assert len((run / "vocab.txt").read_text().splitlines()) == 43
 
 
+@pytest.mark.slow
 def test_an_early_end_changes_nothing(project, run, tmp_path):
     """Step 4 was measured as the last; the model in the end is that of a run that went on at once."""
     train.main(command(project, tmp_path / "alone"))

@@ -7,6 +7,12 @@ project, `python tests/data/make_allennlp.py`. The weights are random.
 - two_mixes.tar.gz: the same with layer norm, ELMo in a module of its own with two mixes; options.json beside it
 - vectors.npz: per archive and sentence the vectors of each mix [mixes, tokens, 14], LSTM state zero, boundaries taken
   off after the mix
+- embedder.npz: the archives' ELMo in a batch of all sentences, with two mixes `scalars` [2, 3] and `gammas` [2]. With
+  layer norm or without, with boundaries or without: representations [2, 4, T, 14] and the mask [4, T]; the gradients of
+  Σ representations · `cotangent` [2, 4, 5, 14] with respect to scalars, gammas and, under their names in weights.hdf5,
+  the biLM's parameters
+
+`python tests/data/make_allennlp.py embedder` makes the last one alone.
 """
 
 import json
@@ -70,6 +76,79 @@ def main() -> None:
     with h5py.File("weights.hdf5", "w") as file:
         for name, shape in SHAPES.items():
             file[name] = (0.4 * generator.normal(size=shape)).astype(np.float32)
+    make_embedder(target)
+    if "embedder" not in sys.argv:
+        make_archives(target, generator)
+
+
+def make_embedder(target: Path) -> None:
+    generator = np.random.default_rng(8)
+    characters = batch_to_ids([sentence.split() for sentence in SENTENCES])
+    normal = lambda *shape: generator.normal(size=shape).astype(np.float32)
+    arrays = {"scalars": normal(2, 3), "gammas": 1 + normal(2), "cotangent": normal(2, *characters.shape[:2], 14)}
+    for layer_norm in (False, True):
+        for boundaries in (False, True):
+            options = {"do_layer_norm": layer_norm, "keep_sentence_boundaries": boundaries, "requires_grad": True}
+            elmo = Elmo("options.json", "weights.hdf5", 2, dropout=0, **options)
+            mixes = [getattr(elmo, f"scalar_mix_{number}") for number in range(2)]
+            with torch.no_grad():
+                for number, mix in enumerate(mixes):
+                    mix.gamma.fill_(float(arrays["gammas"][number]))
+                    for layer, parameter in enumerate(mix.scalar_parameters):
+                        parameter.fill_(float(arrays["scalars"][number, layer]))
+            result = elmo(characters)
+            case = f"{layer_norm:d}{boundaries:d}"
+            representations = torch.stack(result["elmo_representations"])
+            arrays[f"{case}/representations"] = representations.detach().numpy()
+            arrays[f"{case}/mask"] = result["mask"].numpy()
+            if boundaries:
+                continue
+            valid = torch.where(result["mask"][None, :, :, None], representations, torch.tensor(0.0))
+            (valid * torch.from_numpy(arrays["cotangent"])).sum().backward()
+            arrays[f"{case}/gradient/gammas"] = np.array([mix.gamma.grad.item() for mix in mixes], np.float32)
+            scalars = [[scalar.grad.item() for scalar in mix.scalar_parameters] for mix in mixes]
+            arrays[f"{case}/gradient/scalars"] = np.array(scalars, np.float32)
+            for name, gradient in bilm_gradients(elmo._elmo_lstm).items():
+                arrays[f"{case}/gradient/{name}"] = gradient
+    np.savez_compressed(target / "embedder.npz", **arrays)
+
+
+def bilm_gradients(bilm) -> "dict[str, np.ndarray]":
+    """AllenNLP's gradients in the arrangement of weights.hdf5: it adds a row of padding to the characters, keeps
+    kernels transposed, the carry gate negated behind the transformation, and an LSTM's gates in the order i, f, j, o.
+    """
+    words, gradients = bilm._token_embedder, {}
+    gradients["char_embed"] = words._char_embedding_weights.grad.numpy()[1:]
+    for number in range(len(OPTIONS["char_cnn"]["filters"])):
+        convolution = getattr(words, f"char_conv_{number}")
+        gradients[f"CNN/W_cnn_{number}"] = convolution.weight.grad.numpy().transpose(2, 1, 0)[None]
+        gradients[f"CNN/b_cnn_{number}"] = convolution.bias.grad.numpy()
+    for number, layer in enumerate(words._highways._layers):
+        (transform, carry), (b_transform, b_carry) = (
+            np.split(parameter.grad.numpy(), 2) for parameter in (layer.weight, layer.bias)
+        )
+        prefix = f"CNN_high_{number}"
+        gradients |= {f"{prefix}/W_transform": transform.T, f"{prefix}/W_carry": -carry.T}
+        gradients |= {f"{prefix}/b_transform": b_transform, f"{prefix}/b_carry": -b_carry}
+    gradients["CNN_proj/W_proj"] = words._projection.weight.grad.numpy().T
+    gradients["CNN_proj/b_proj"] = words._projection.bias.grad.numpy()
+    for direction, layers in enumerate((bilm._elmo_lstm.forward_layers, bilm._elmo_lstm.backward_layers)):
+        for number, layer in enumerate(layers):
+            prefix = f"RNN_{direction}/RNN/MultiRNNCell/Cell{number}/LSTMCell"
+            rows = layer.input_linearity.weight.grad, layer.state_linearity.weight.grad
+            kernel = np.concatenate([row.numpy() for row in rows], 1).T
+            gradients[f"{prefix}/W_0"] = gates(kernel)
+            gradients[f"{prefix}/B"] = gates(layer.state_linearity.bias.grad.numpy())
+            gradients[f"{prefix}/W_P_0"] = layer.state_projection.weight.grad.numpy().T
+    return gradients
+
+
+def gates(array: np.ndarray) -> np.ndarray:
+    i, f, j, o = np.split(array, 4, -1)
+    return np.concatenate([i, j, f, o], -1)
+
+
+def make_archives(target: Path, generator: np.random.Generator) -> None:
     vectors = {}
     for name in ("classifier", "two_mixes"):
         torch.manual_seed(1)
