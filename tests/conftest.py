@@ -42,16 +42,15 @@ from elmo_jax.weights import weight_shapes, write_arrays
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Many tests compile the same program.
 compiled = tempfile.TemporaryDirectory()
+jax.config.update("jax_compilation_cache_dir", compiled.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def script_environment(devices: int = 1) -> dict[str, str]:
     """Environment for a script in a process of its own."""
-    environment = os.environ | {
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "JAX_COMPILATION_CACHE_DIR": compiled.name,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_COMPILATION_CACHE_DIR": compiled.name}
     flags = environment.pop("XLA_FLAGS").replace("--xla_backend_optimization_level=0", "").strip()
     return environment | ({"XLA_FLAGS": flags} if flags else {})
 
@@ -211,6 +210,17 @@ def compilations():
         names += _compiled[before:]
 
     return collect
+
+
+MAPS = Path("/proc/self/maps")  # of Linux
+
+
+@pytest.fixture(autouse=True)
+def _few_maps():
+    """A process may have 65,530 maps of memory, and a compiled program has dozens or hundreds: LLVM falls over then."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="module")

@@ -105,6 +105,7 @@ def folder(tmp_path_factory):
     environment = script_environment() | {
         "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
         "PYTHONWARNINGS": "error",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # most of the time is compiling
         "XDG_CACHE_HOME": str(folder / "cache"),
         published.MIRROR: server.address,
     }
