@@ -442,6 +442,24 @@ def quality(result: dict) -> str:
     return markdown(heads, rows) + "\n" + note
 
 
+def knowledge(result: dict) -> str:
+    """The table of `benchmarks.knowledge`: a line for each task, data, system and metric, a column for each vectors."""
+    figures = result["figures"]
+    columns = list(dict.fromkeys(figure["vectors"] for figure in figures if figure["vectors"] != "none"))
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for figure in figures:
+        of = tuple(figure[name] for name in ("task", "data", "metric", "system"))
+        bounds = "" if figure["low"] is None else f" ({figure['low']:.3f} – {figure['high']:.3f})"
+        value = "none" if figure["value"] is None else f"{figure['value']:.3f}{bounds}"
+        rows.setdefault(of, {})[figure["vectors"]] = value
+    heads = ["task", "data", "metric", "system", *columns]
+    cells = [[*of, *(found.get(column, found.get("none", "")) for column in columns)] for of, found in rows.items()]
+    measured = result["heldout_perplexity"].items()
+    perplexities = ", ".join(f"{float(value):,.1f} ({int(step):,})" for step, value in measured)
+    note = f"Held-out perplexity (after so many steps): {perplexities}. Intervals of 95 %. {about(result)}.\n"
+    return markdown(heads, cells) + "\n" + note
+
+
 def embedder(result: dict) -> str:
     """The table of `benchmarks.embedder`."""
     heads, rows = ["a step", "seconds (min – max)", "ratio (min – max)", "tokens/s", "temporary memory"], []
@@ -484,6 +502,7 @@ TABLES = {
         pod,
         recipes,
         quality,
+        knowledge,
         compiled,
     )
 }
