@@ -8,6 +8,7 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+DRAWN_TOGETHER = 2**20  # numbers of examples
 
 
 class Figure(NamedTuple):
@@ -61,8 +62,9 @@ def bootstrap(scores: Sequence[np.ndarray], seed: int = 0) -> Interval:
     means = np.zeros(RESAMPLES)
     for group in scores:
         group = np.asarray(group, np.float64)
-        chosen = generator.integers(0, len(group), (RESAMPLES, len(group)))
-        means += group[chosen].mean(1) / len(scores)
+        for part in np.array_split(means, max(1, RESAMPLES * len(group) // DRAWN_TOGETHER)):
+            chosen = generator.integers(0, len(group), (len(part), len(group)))
+            part += group[chosen].mean(1) / len(scores)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(np.mean([np.mean(group) for group in scores])), float(low), float(high))
 
