@@ -4,9 +4,12 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the time goes into compiling small programs: half of it without LLVM's optimisations. XLA's own stay, and
 # what runs the scripts as processes (`script_environment`) runs them as users do.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+import ast
 import contextlib
+import gc
 import json
 import socket
+import sys
 import tempfile
 from pathlib import Path
 
@@ -16,6 +19,22 @@ os.environ["XDG_CACHE_HOME"] = cache.name
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(os.environ.get("ELMO_GOLDEN", ROOT.parent / "shared/data/golden"))
+
+
+if sys.version_info < (3, 12):
+    parse = ast.parse
+
+    def parse_at_once(*arguments, **options):
+        """Without collecting garbage: a thread that parses meanwhile, for a trace, has Python 3.11 miscount depths."""
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return parse(*arguments, **options)
+        finally:
+            if collects:
+                gc.enable()
+
+    ast.parse = parse_at_once
 
 
 def devices_of(trace: Path) -> int:
