@@ -58,8 +58,7 @@ class ElmoEmbedder(nn.Module):
 
     Fine-tuned, the state at the beginning of a sentence ("warm") is that of the parameters as they are, what `load` of
     the exported model computes, and no gradient is taken of it. On a mesh, whose axes must be of type Auto, divide rows
-    and share words: Encoded(P(), P(), P("rows"), P("rows"), P("rows")); under pmap in_axes=Encoded(None, None, 0, 0,
-    0).
+    and share words: Encoded(P(), P(), P("rows"), P("rows"), P("rows")).
     """
 
     model: ModelConfig

@@ -53,7 +53,7 @@ import numpy as np
 import pytest
 
 import elmo_jax
-from elmo_jax import parallel, softmax_table, training
+from elmo_jax import parallel, pretraining, softmax_table, training
 from elmo_jax.config import ModelConfig, to_options
 from elmo_jax.optimizers import ADAGRAD
 from elmo_jax.products import compiled_for
@@ -146,6 +146,22 @@ def write_project(folder: Path, **train) -> Path:
     files = {"train": str(folder / "train.txt"), "heldout": str(folder / "heldout.txt")}
     (folder / "mine.py").write_text(CONFIG.format(**files, settings=settings))
     return folder
+
+
+@contextlib.contextmanager
+def dying_at(monkeypatch, step: int):
+    """A run that trains inside dies of a fault after a step: what it reported of it is not read."""
+    add = pretraining.Reports.add
+
+    def failing(reports, stand, metrics):
+        add(reports, stand, metrics)
+        if stand.step == step:
+            raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining.Reports, "add", failing)
+        with pytest.raises(ZeroDivisionError):
+            yield
 
 
 def take_form(monkeypatch, name: str) -> None:

@@ -4,14 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from conftest import metrics, same_file, write_project
+from conftest import dying_at, metrics, same_file, write_project
 from etils import epath
 from tensorboardX.event_file_writer import EventFileWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
 import train
-from elmo_jax import events, pretraining
+from elmo_jax import events
 from elmo_jax.events import NAME, Events
 
 
@@ -128,17 +128,8 @@ def test_a_run_in_tensorboard(project):
 def test_going_on_the_points_are_those_of_one_run(project, tmp_path, monkeypatch):
     """Killed after step 5, when the newest checkpoint is that of step 4."""
     command = [str(project / "mine.py"), "--workdir", str(tmp_path)]
-    add = pretraining.Reports.add
-
-    def killed(reports, stand, metrics):
-        add(reports, stand, metrics)
-        if stand.step == 6:
-            raise ZeroDivisionError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pretraining.Reports, "add", killed)
-        with pytest.raises(ZeroDivisionError):
-            train.main(command)
+    with dying_at(monkeypatch, 6):
+        train.main(command)
     assert max(step for step, _ in points(tmp_path)["loss"]) == 5
     train.main(command)
     assert without_speed(points(tmp_path)) == without_speed(points(project / "run"))

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import SMALL, TOLERANCE, metrics, place_on, relative_error, same_file, to_host, write_project
+from conftest import SMALL, TOLERANCE, dying_at, metrics, place_on, relative_error, same_file, to_host, write_project
 from etils import epath
 from test_processes import distributed, finish, numbers, start
 from test_training import ROWS, VOCABULARY, config, dense_run
 from test_training import train as train_steps
 
 import train
-from elmo_jax import optimizers, parallel, pretraining, softmax_table, training
+from elmo_jax import optimizers, parallel, softmax_table, training
 from elmo_jax.config import Config, OptimizerName, TrainConfig, check, from_json, to_json
 from elmo_jax.errors import InputError
 from elmo_jax.optimizers import learning_rate, optimizer_of
@@ -221,17 +221,8 @@ def test_a_run_goes_on_bit_for_bit(project, tmp_path, monkeypatch, name):
         [str(project / "mine.py"), "--workdir", str(tmp_path / folder), *RUNS[name].split()]
     )
     run("alone")
-    add = pretraining.Reports.add
-
-    def killed(reports, stand, metrics):
-        add(reports, stand, metrics)
-        if stand.step == 5:
-            raise ZeroDivisionError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pretraining.Reports, "add", killed)
-        with pytest.raises(ZeroDivisionError):
-            run("killed")
+    with dying_at(monkeypatch, 5):
+        run("killed")
     run("killed")
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "alone")
     for file in ("weights.hdf5", "softmax.hdf5"):
