@@ -3,14 +3,14 @@
 git clone https://github.com/allenai/bilm-tf
 python -m benchmarks.quality --text TEXT --heldout TEXT --vocab VOCAB --clone bilm-tf
 
-Same text, options, rows and steps; the runs one after the other. What bilm-tf saved is converted, and both models'
-perplexity is measured by `elmo-jax perplexity`. Killed, the same command goes on after the last run that is whole.
+Same text, options, rows and steps; the runs one after the other. The softmax is full: after few steps with the
+sampled one the perplexity of both depends on luck (docs/training.md, "Where the state begins"). What bilm-tf saved is
+converted, and both are measured by `elmo-jax perplexity`. Killed, the same command goes on after the last whole run.
 """
 
 import json
 import re
 import shutil
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -21,22 +21,14 @@ import tyro
 from tqdm import tqdm
 
 from benchmarks import tables
-from benchmarks.systems import ROOT, System, command, machine, python_of, result_path, save
-from benchmarks.training import worker_options
+from benchmarks.systems import ROOT, System, command, elmo_jax, machine, python_of, result_path, save
+from benchmarks.training import worker_options, write_vocabulary
 from elmo_jax.config import Config, load_config
 from elmo_jax.errors import InputError, exit_on_bad_input
 from elmo_jax.vocabulary import Vocabulary
 
 # Steps that bilm-tf is asked for at a time, so that progress shows.
 STEPS_TOGETHER = 20
-
-
-def elmo_jax(*arguments: str) -> str:
-    """What a command of this project printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "elmo_jax", *arguments], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
-    )
-    return done.stdout
 
 
 def train_bilm_tf(asked: dict, steps: int, vocab: Path, workdir: Path) -> None:
@@ -50,21 +42,21 @@ def train_bilm_tf(asked: dict, steps: int, vocab: Path, workdir: Path) -> None:
     system.ask("save", folder=str(saved))
     system.close()
     shutil.rmtree(workdir, ignore_errors=True)
-    elmo_jax("convert", str(saved), str(workdir), "--vocab", str(vocab))
+    elmo_jax("convert", saved, workdir, "--vocab", vocab)
     shutil.rmtree(saved)
 
 
 def train_elmo_jax(asked: dict, config: str, steps: int, vocab: Path, workdir: Path) -> None:
     """Trains by this project."""
-    trained = [sys.executable, "-m", "elmo_jax", "train", config, "--workdir", str(workdir), "--data.vocab", str(vocab)]
-    trained += ["--data.train", asked["text"], "--train.steps", str(steps), "--train.seed", str(asked["seed"])]
-    trained += ["--train.batch_size", str(asked["rows"]), "--train.window", str(asked["window"])]
-    subprocess.run(trained, cwd=ROOT, check=True)
+    options = ["--data.train", asked["text"], "--data.vocab", vocab, "--train.softmax", "full"]
+    options += ["--train.steps", steps, "--train.seed", asked["seed"]]
+    options += ["--train.batch_size", asked["rows"], "--train.window", asked["window"]]
+    elmo_jax("train", config, "--workdir", workdir, *options)
 
 
 def perplexities(workdir: Path, heldout: str) -> dict[str, float]:
     """Of a model, as the command prints them."""
-    printed = elmo_jax("perplexity", "--model", str(workdir), "--input", heldout)
+    printed = elmo_jax("perplexity", "--model", workdir, "--input", heldout)
     found = re.match(r"perplexity ([\d.]+) \(forward ([\d.]+), backward ([\d.]+)\)", printed)
     return dict(zip(("both", "forward", "backward"), map(float, found.groups()), strict=True))
 
@@ -74,7 +66,8 @@ def benchmark(
     heldout: str,
     vocab: Path,
     clone: Path,
-    config: str = "small",
+    config: str = "tiny",
+    words: int = 8000,
     rows: int = 32,
     steps: int = 1000,
     seeds: tuple[int, ...] = (0, 1, 2),
@@ -86,12 +79,13 @@ def benchmark(
     Args:
         text: Text files or glob to train on, a sentence a line.
         heldout: Text to measure.
-        vocab: Vocabulary of both.
+        vocab: Vocabulary of both, of which the first `words` are kept.
         clone: Folder with bilm-tf's code (`make peers` installs its TensorFlow).
         config: Size of the model, a file in configs/ or a path; its training settings are used too.
+        words: Size of the vocabulary.
         rows: Rows of sentences.
         steps: Steps of each run.
-        seeds: Of initial values, order and negatives, which differ between the two.
+        seeds: Of initial values and order, which differ between the two.
         folder: Where the workdirs lie.
         output: JSON file to write; by default results/quality-CONFIG-DEVICE.json beside this module.
     """
@@ -101,20 +95,23 @@ def benchmark(
     chosen = Config(chosen.model, train=replace(chosen.train, batch_size=rows))
     if chosen.train.optimizer != "adagrad" or chosen.train.state_reset:
         raise InputError(f"config {config} trains as bilm-tf cannot; give one that trains as published")
-    options = worker_options(chosen) | {"n_tokens_vocab": len(Vocabulary.load(vocab))}
-    asked = {"options": options, "rows": rows, "window": chosen.train.window, "text": str(Path(text).absolute())}
-    asked |= {"clone": str(clone.absolute()), "vocab": str(vocab.absolute())}
+    folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    known, vocab = Vocabulary.load(vocab), folder / f"{words}.txt"
+    write_vocabulary(folder, known, words)
+    options = worker_options(chosen) | {"n_tokens_vocab": words, "sample_softmax": False}
+    asked = {"options": options, "rows": rows, "window": chosen.train.window, "text": str(Path(text).absolute())}
+    asked |= {"clone": str(clone.absolute()), "vocab": str(vocab)}
     runs = []
     for seed in seeds:
         for system in ("bilm-tf", "elmo_jax"):
-            workdir = folder / f"{system}-{config}-{rows}x{steps}-{seed}"
+            workdir = folder / f"{system}-{config}-{words}-{rows}x{steps}-{seed}"
             measured, begun = workdir.with_suffix(".json"), time.perf_counter()
             if not measured.exists():
                 if system == "bilm-tf":
-                    train_bilm_tf(asked | {"seed": seed}, steps, vocab.absolute(), workdir)
+                    train_bilm_tf(asked | {"seed": seed}, steps, vocab, workdir)
                 else:
-                    train_elmo_jax(asked | {"seed": seed}, config, steps, vocab.absolute(), workdir)
+                    train_elmo_jax(asked | {"seed": seed}, config, steps, vocab, workdir)
                 seconds = time.perf_counter() - begun
                 run = {"system": system, "seed": seed, "seconds": seconds}
                 run["heldout_perplexity"] = perplexities(workdir, heldout)
@@ -129,6 +126,7 @@ def benchmark(
         "command": command("quality"),
         "machine": machine(),
         "config": config,
+        "words": words,
         "rows": rows,
         "window": chosen.train.window,
         "steps": steps,

@@ -59,6 +59,12 @@ class System:
         self.process.stdout.close()
 
 
+def elmo_jax(*arguments: object) -> str:
+    """What a command of this project printed; its progress is shown."""
+    done = [sys.executable, "-m", "elmo_jax", *map(str, arguments)]
+    return subprocess.run(done, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
 def python_of(peer: str) -> Path:
     """The interpreter of a peer's environment (`make peers`); this project's own is the one that runs."""
     return Path(sys.executable) if peer == "elmo_jax" else ROOT / ".peers" / peer / "bin" / "python"

@@ -21,6 +21,7 @@ PAGES = sorted(path.stem for path in DOCS.glob("*.md"))
 # Of blocks that no test runs, what they lack.
 LACKING = (
     "it installs packages",
+    "it takes hours",
     "there is no such mirror",
     "it needs a cluster with GPUs",
     "it needs GPUs",
