@@ -223,6 +223,14 @@ def test_a_tag_that_is_not_learned_is_never_right(tmp_path):
     assert prepared.tagset.classes == 3
 
 
+def test_entities_are_spans(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.conll").write_text("the DET\ncat NOUN\n\n" * 3)
+    with pytest.raises(InputError, match="has tags of single tokens, as DET; entities are spans, .* give chunking="):
+        tagging.entities(str(tmp_path), [], Options())
+    assert tagging.chunking(str(tmp_path), [], Options()) == []
+
+
 @pytest.mark.slow
 def test_fine_tuned(columns, elmo, monkeypatch):
     monkeypatch.setattr(tagging, "EPOCHS", 2)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from elmo_jax.batches import Encoded
 from elmo_jax.elmo import Elmo
-from elmo_jax.errors import InputError
+from elmo_jax.errors import InputError, brief
 from elmo_jax.tasks.evaluate import Options, Piece
 from elmo_jax.tasks.formats import OUTSIDE, Scheme, Tagged, TaggedParts, read_tagged
 from elmo_jax.tasks.probes import (
@@ -407,9 +407,9 @@ def fine_tuned_figures(prepared: Prepared, system: System, elmo: Elmo, seed: int
     return [prepared.figure(system.name, FINE_TUNED, [found], seeds_told(1), details)]
 
 
-def pieces(task: str, path: str, systems: Sequence[System], options: Options) -> list[Piece]:
-    """A folder of files in columns: a piece for each system, and of models that are fine-tuned one for each seed."""
-    prepared = Prepared.of(task, read_tagged(path), options.limit)
+def pieces(task: str, file: TaggedParts, systems: Sequence[System], options: Options) -> list[Piece]:
+    """Files in columns: a piece for each system, and of models that are fine-tuned one for each seed."""
+    prepared = Prepared.of(task, file, options.limit)
     decides = {"task": task, "name": prepared.file.name, "data": prepared.file.digest, "limit": options.limit}
     found = []
     for system in systems:
@@ -426,9 +426,16 @@ def pieces(task: str, path: str, systems: Sequence[System], options: Options) ->
 
 def chunking(path: str, systems: Sequence[System], options: Options) -> list[Piece]:
     """Chunks, or any other spans or tags of tokens."""
-    return pieces("chunking", path, systems, options)
+    return pieces("chunking", read_tagged(path), systems, options)
 
 
 def entities(path: str, systems: Sequence[System], options: Options) -> list[Piece]:
-    """Named entities."""
-    return pieces("entities", path, systems, options)
+    """Named entities, which are spans."""
+    file = read_tagged(path)
+    if file.scheme == "plain":
+        tag = file.train[0].tags[0]
+        raise InputError(
+            f"{path} has tags of single tokens, as {brief(tag)}; entities are spans, in IOB1, IOB2 or BIOES, as B-PER "
+            "I-PER O; give chunking=PATH to measure how many tags are right"
+        )
+    return pieces("entities", file, systems, options)
