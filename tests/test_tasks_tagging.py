@@ -226,7 +226,7 @@ def test_a_tag_that_is_not_learned_is_never_right(tmp_path):
 def test_entities_are_spans(tmp_path):
     for part in ("train", "test"):
         (tmp_path / f"{part}.conll").write_text("the DET\ncat NOUN\n\n" * 3)
-    with pytest.raises(InputError, match="has tags of single tokens, as DET; entities are spans, .* give chunking="):
+    with pytest.raises(InputError, match=r"has tags of single tokens, as DET; entities are spans, .* give chunking="):
         tagging.entities(str(tmp_path), [], Options())
     assert tagging.chunking(str(tmp_path), [], Options()) == []
 
