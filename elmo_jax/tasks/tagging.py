@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+import optax
 
 from elmo_jax.batches import Encoded
 from elmo_jax.elmo import Elmo
@@ -20,8 +21,8 @@ from elmo_jax.errors import InputError, brief
 from elmo_jax.tasks.evaluate import Options, Piece
 from elmo_jax.tasks.formats import OUTSIDE, Scheme, Tagged, TaggedParts, read_tagged
 from elmo_jax.tasks.probes import (
+    DROPOUT,
     FINE_TUNED,
-    OPTIMIZER,
     FineTuned,
     Standard,
     Trained,
@@ -39,7 +40,7 @@ from elmo_jax.tasks.systems import System, Vectors
 
 Field = dict[str, jax.Array]  # a CRF's scores: "transitions" [C, C] from a tag to the next, "begin" [C], "end" [C]
 TOKENS_OF_BATCH, SHORTEST = 2048, 16
-EPOCHS, PATIENCE = 8, 2
+OPTIMIZER, EPOCHS, PATIENCE = optax.adam(5e-3), 8, 2
 
 
 def initial_field(classes: int, *before: int) -> Field:
@@ -264,7 +265,7 @@ def heads_loss(parameters: Any, batch: Batch, step: jax.Array) -> jax.Array:
     """The sum of the losses of all seeds and heads, which learn each for itself."""
 
     def of_seed(heads: Any, field: Field, key: jax.Array, vectors: jax.Array, mask: jax.Array, tags: jax.Array) -> Any:
-        emissions = _emissions(heads, dropped(key, batch.standard.applied(vectors)))
+        emissions = _emissions(heads, dropped(key, batch.standard.applied(vectors), DROPOUT))
         return jax.vmap(unlikelihood, (0, 0, None, None))(field, emissions, tags, mask).sum()
 
     keys = keys_of(len(batch.mask), step)
