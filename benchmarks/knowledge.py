@@ -53,8 +53,8 @@ STUDIES = {
         "tasks/chunking",
     ),
     "portuguese": Study(
-        "--train.batch_size 64 --train.steps 2000 --train.decay_steps 2000 --train.warmup_steps 200 "
-        "--train.precision bfloat16 --train.checkpoint_every 500 --train.eval_every 500",
+        "--train.batch_size 64 --train.steps 1000 --train.decay_steps 1000 --train.warmup_steps 100 "
+        "--train.precision bfloat16 --train.checkpoint_every 250 --train.eval_every 250",
         {"frozen": "entities={data}/tasks/ner_spanish similarity={data}/portuguese/heldout.txt --baselines untrained"},
     ),
 }

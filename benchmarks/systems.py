@@ -92,8 +92,8 @@ def machine() -> dict[str, str]:
 
 
 def command(module: str) -> str:
-    """The command that runs, with the names of files alone."""
-    arguments = [Path(argument).name if Path(argument).exists() else argument for argument in sys.argv[1:]]
+    """The command that runs, with the names of files and globs alone."""
+    arguments = [Path(argument).name if Path(argument).parent.is_dir() else argument for argument in sys.argv[1:]]
     return " ".join([f"python -m benchmarks.{module}", *arguments])
 
 
