@@ -145,22 +145,20 @@ def walk(parameters, batch, step):
     return -batch * parameters["place"].sum()
 
 
-def test_training_keeps_what_was_best_of_each(monkeypatch):
+def test_training_keeps_what_was_best_of_each():
     """Places go up by 1 an epoch; the first is best at 2, the second at the end, and then all stop."""
-    monkeypatch.setattr(probes, "FEWEST_STEPS", 1)
     parameters = {"place": jnp.zeros((2, 1))}
     best = np.array([[2.0], [5.0]])
     score = lambda parameters: -np.abs(np.asarray(parameters["place"]) - best)
-    options = {"epochs": 20, "patience": 3, "what": "a test"}
+    options = {"epochs": 20, "patience": 3, "what": "a test", "fewest_steps": 1}
     trained = probes.train(parameters, walk, optax.sgd(1.0), lambda _: [np.float32(1)], score, **options)
     np.testing.assert_allclose(trained.parameters["place"], best)
     assert trained.epochs.tolist() == [[2], [5]]
     short = probes.train(parameters, walk, optax.sgd(1.0), lambda _: [np.float32(1)], score, **options | {"epochs": 3})
     np.testing.assert_allclose(short.parameters["place"], [[2], [3]])
-    monkeypatch.setattr(probes, "FEWEST_STEPS", 3)
     passes = []
     batches = lambda number: passes.append(number) or [np.float32(1)] * 2
-    probes.train(parameters, walk, optax.sgd(1.0), batches, score, **options | {"epochs": 2})
+    probes.train(parameters, walk, optax.sgd(1.0), batches, score, **options | {"epochs": 2, "fewest_steps": 3})
     assert passes == [0, 1, 2, 3]
 
 

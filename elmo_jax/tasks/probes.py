@@ -31,7 +31,8 @@ MOST_ITERATIONS, MOST_TRIALS, TOLERANCE = 150, 10, 2e-5
 # Of heads on tokens and of fine-tuning, dropout of what the biLM gives (Peters et al. 2018, section 3.3); of
 # fine-tuning the biLM's share of the steps.
 DROPOUT = 0.5
-FEWEST_STEPS = 50
+# Of few examples as many passes are an epoch as make so many steps; fine-tuning's are dear.
+FEWEST_STEPS, FEWEST_FINE_TUNING_STEPS = 50, 10
 FINE_TUNING_RATE, FINE_TUNING_SHARE = 2e-3, 0.1
 ROWS_OF_STATISTICS, SMALLEST_SCALE = 8192, 1e-6
 FINE_TUNED = "fine-tuned"
@@ -236,19 +237,20 @@ def train(
     epochs: int,
     patience: int,
     what: str,
+    fewest_steps: int = FEWEST_STEPS,
 ) -> Trained:
     """Minibatches, for at most so many epochs, until nothing has got better on the development part for `patience`.
 
     loss(parameters, batch, number of the step) is differentiated. It and the optimiser are static: given again for
     arrays of the same shapes, they are not compiled again. batches(number of the pass) gives those of all examples; an
-    epoch is one pass, or of few examples as many as make FEWEST_STEPS. score(parameters) is one number, or [S, H] where
-    all parameters have these axes in front: each seed and head keeps its own best.
+    epoch is one pass, or of few examples as many as make `fewest_steps`. score(parameters) is one number, or [S, H]
+    where all parameters have these axes in front: each seed and head keeps its own best.
     """
     state, step, passes = optimizer.init(parameters), 0, 0
     best, scores, reached = parameters, np.array(-np.inf), np.array(0)
     with tqdm(total=epochs, desc=what, unit=" epochs", delay=2, leave=False) as bar:
         for epoch in range(1, epochs + 1):
-            enough = step + FEWEST_STEPS
+            enough = step + fewest_steps
             while passes < epoch or step < enough:
                 for batch in batches(passes):
                     parameters, state = _update(loss, optimizer, parameters, state, batch, np.int32(step))

@@ -19,6 +19,7 @@ from elmo_jax.tasks import tagging
 from elmo_jax.tasks.evaluate import Options, Piece
 from elmo_jax.tasks.formats import Labelled, Parts, read_labelled
 from elmo_jax.tasks.probes import (
+    FEWEST_FINE_TUNING_STEPS,
     FINE_TUNED,
     FineTuned,
     Standard,
@@ -177,7 +178,7 @@ def fine_tuned_figures(prepared: Prepared, system: System, elmo: Elmo, seed: int
         return right / len(sentences)
 
     value, what = lambda parameters: accuracy(parameters, prepared.chosen), f"{prepared.task}: {system.name} fine-tuned"
-    numbers = {"epochs": FINE_TUNING_EPOCHS, "patience": FINE_TUNING_PATIENCE}
+    numbers = {"epochs": FINE_TUNING_EPOCHS, "patience": FINE_TUNING_PATIENCE, "fewest_steps": FEWEST_FINE_TUNING_STEPS}
     trained = train(module.initial(elmo, seed), loss, module.optimizer(), batches, value, what=what, **numbers)
     found = [accuracy(trained.parameters, prepared.test)]
     details = trained.told() | {"seeds": [seed]}

@@ -22,6 +22,7 @@ from elmo_jax.tasks.evaluate import Options, Piece
 from elmo_jax.tasks.formats import OUTSIDE, Scheme, Tagged, TaggedParts, read_tagged
 from elmo_jax.tasks.probes import (
     DROPOUT,
+    FEWEST_FINE_TUNING_STEPS,
     FINE_TUNED,
     FineTuned,
     Standard,
@@ -401,7 +402,8 @@ def fine_tuned_figures(prepared: Prepared, system: System, elmo: Elmo, seed: int
     parameters = {"module": module.initial(elmo, seed), "field": initial_field(tagset.classes)}
     value = lambda parameters: score_of(parameters, every, tags, chosen).value
     what, optimizer = f"{prepared.task}: {system.name} fine-tuned", module.optimizer()
-    trained = train(parameters, loss, optimizer, batches, value, epochs=EPOCHS, patience=PATIENCE, what=what)
+    numbers = {"epochs": EPOCHS, "patience": PATIENCE, "fewest_steps": FEWEST_FINE_TUNING_STEPS}
+    trained = train(parameters, loss, optimizer, batches, value, what=what, **numbers)
     sample = Sample.of(begins_of(prepared.test), np.arange(len(prepared.test)))
     found = score_of(trained.parameters, prepared.test, tagset.numbers(prepared.test), sample)
     details = trained.told() | {"seeds": [seed]}
