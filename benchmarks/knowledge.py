@@ -45,10 +45,11 @@ STUDIES = {
         {
             "frozen": "word-sense={data}/tasks/word_sense sentiment={data}/tasks/sentiment "
             "chunking={data}/tasks/chunking similarity={data}/english/heldout.txt --baselines untrained",
-            "fine-tuned": "sentiment={data}/tasks/sentiment chunking={data}/tasks/chunking --limit 600 --fine_tune",
             "bias": "bias=configs/word_sets.json sentiment={data}/tasks/sentiment --debias configs/word_sets.json",
             "adaptation": "adaptation={domain}",
             "adapted": "chunking={data}/tasks/chunking",
+            "fine-tuned": "sentiment={data}/tasks/sentiment chunking={data}/tasks/chunking --limit 400 --seeds 3 "
+            "--fine_tune",
         },
         "tasks/chunking",
     ),

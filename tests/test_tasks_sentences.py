@@ -8,7 +8,7 @@ from planted import Planted
 from sklearn.metrics import accuracy_score
 
 from elmo_jax import InputError
-from elmo_jax.tasks import sentences
+from elmo_jax.tasks import probes, sentences
 from elmo_jax.tasks.evaluate import Options
 from elmo_jax.tasks.formats import Labelled, read_labelled
 from elmo_jax.tasks.probes import FINE_TUNED
@@ -96,15 +96,13 @@ def test_the_first_of_each_part(files):
         sentences.Prepared.of("sentiment", file, 1)
 
 
-def test_batches_have_each_sentence_once():
-    numbers = np.arange(0, 300, 2)
-    batches = list(sentences.shuffled(numbers, 2, epoch=3))
-    assert all(batch.shape == (2, sentences.ROWS) for batch in batches)
-    for seed in (0, 1):
-        found = np.concatenate([batch[seed] for batch in batches])
-        assert sorted(found[found >= 0]) == numbers.tolist()
-    assert (batches[0][0] != batches[0][1]).any()
-    assert (batches[0][0] != next(sentences.shuffled(numbers, 1, epoch=4))[0]).any()
+def test_a_sentence_is_the_largest_and_the_mean_of_its_tokens():
+    hidden = np.random.default_rng(0).random((3, 4, 5)).astype(np.float32)
+    mask = np.arange(4) < np.array([[4], [2], [0]])
+    found = np.asarray(probes.pooled(hidden, mask))
+    np.testing.assert_array_equal(found[1, :5], hidden[1, :2].max(0))
+    np.testing.assert_allclose(found[:2, 5:], [hidden[0].mean(0), hidden[1, :2].mean(0)], rtol=1e-6)
+    assert not found[2].any()
 
 
 def test_rows_without_a_sentence_count_nothing():

@@ -235,6 +235,7 @@ def test_entities_are_spans(tmp_path):
 def test_fine_tuned(columns, elmo, monkeypatch):
     monkeypatch.setattr(tagging, "EPOCHS", 2)
     monkeypatch.setattr(tagging, "TOKENS_OF_BATCH", 128)
+    monkeypatch.setattr(tagging, "FEWEST_FINE_TUNING_STEPS", 50)
     pieces = tagging.entities(str(columns), [ElmoSystem("small", elmo)], Options(seeds=1, fine_tune=True))
     (figure,) = pieces[1].figures()
     assert (figure.system, figure.vectors, figure.over) == ("small", FINE_TUNED, "1 seed")

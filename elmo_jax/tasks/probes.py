@@ -28,9 +28,11 @@ from elmo_jax.tasks.systems import MIX, System
 # an iteration must gain of the mean log-likelihood.
 STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3)
 MOST_ITERATIONS, MOST_TRIALS, TOLERANCE = 150, 10, 2e-5
-# Of heads on tokens and of fine-tuning, dropout of what the biLM gives (Peters et al. 2018, section 3.3); of
-# fine-tuning the biLM's share of the steps.
+# Of heads on tokens and of fine-tuning, dropout of what the biLM gives (Peters et al. 2018, section 3.3).
 DROPOUT = 0.5
+# Of heads on sentences, hidden units and dropout of them. The units are few, so that vectors matter: with 64 a head
+# learns words by their spelling, and does that as well on an untrained model (Hewitt and Liang 2019, "selectivity").
+HIDDEN, DROPOUT_OF_SENTENCES = 8, 0.3
 # Of few examples as many passes are an epoch as make so many steps; fine-tuning's are dear.
 FEWEST_STEPS, FEWEST_FINE_TUNING_STEPS = 50, 10
 FINE_TUNING_RATE, FINE_TUNING_SHARE = 2e-3, 0.1
@@ -161,8 +163,7 @@ def _solve(features: jax.Array, labels: jax.Array, examples: jax.Array, strength
 def initial_heads(seeds: int, layers: int, width: int, classes: int) -> dict[str, jax.Array]:
     """Linear maps to `classes` of each layer and, where there are several, of a mix of them, the last head: [S, H, ..].
 
-    Every head has a mix and a γ, which only the last one reads. They begin with zeros: what is learned of a weak signal
-    would otherwise hide behind what was there by chance. Seeds are of dropout and the order of the examples.
+    Every head has a mix and a γ, which only the last one reads.
     """
     heads = layers + (layers > 1)
     return {
@@ -312,25 +313,36 @@ def _joined(figures: Sequence[Figure]) -> Figure:
     return figures[0]._replace(**interval._asdict(), over=seeds_told(len(figures)), details=details)
 
 
+def pooled(hidden: jax.Array, mask: jax.Array) -> jax.Array:
+    """The largest and the mean over a sentence of tokens' numbers from 0 up, [B, T, U] and mask [B, T] → [B, 2U]."""
+    hidden = jnp.where(mask[:, :, None], hidden, 0.0)
+    counts = jnp.maximum(mask.sum(1, keepdims=True), 1).astype(hidden.dtype)
+    return jnp.concatenate([hidden.max(1), hidden.sum(1) / counts], 1)
+
+
 class FineTuned(nn.Module):
-    """The biLM, trained with the rest → a mix of its layers → dropout → mean over tokens if `pooled` → a linear map."""
+    """The biLM, trained with the rest → a mix of its layers → dropout → a linear map of each token to `classes`.
+
+    With `hidden` units a linear map of each token to them → ReLU → `pooled` → dropout → a linear map of each sentence.
+    """
 
     embedder: ElmoEmbedder
     classes: int
-    pooled: bool
+    hidden: int = 0
 
     @nn.compact
     def __call__(self, encoded: Encoded, *, deterministic: bool) -> jax.Array:
-        """What `Elmo.encode` made → [B, C] if `pooled`, else [B, T, C]."""
+        """What `Elmo.encode` made → [B, T, C], with hidden units [B, C]."""
         (vectors,), mask = self.embedder(encoded, deterministic=deterministic)
-        if self.pooled:
-            vectors = vectors.sum(1) / jnp.maximum(mask.sum(1, keepdims=True), 1).astype(vectors.dtype)
+        if self.hidden:
+            vectors = pooled(nn.relu(nn.Dense(self.hidden)(vectors)), mask)
+            vectors = nn.Dropout(DROPOUT_OF_SENTENCES)(vectors, deterministic=deterministic)
         return nn.Dense(self.classes)(vectors)
 
     @classmethod
-    def of(cls, elmo: Elmo, classes: int, pooled: bool) -> "FineTuned":
+    def of(cls, elmo: Elmo, classes: int, hidden: int = 0) -> "FineTuned":
         """That of a loaded model."""
-        return cls(ElmoEmbedder.of(elmo, frozen=False, dropout=DROPOUT), classes, pooled)
+        return cls(ElmoEmbedder.of(elmo, frozen=False, dropout=DROPOUT), classes, hidden)
 
     def initial(self, elmo: Elmo, seed: int) -> Any:
         """The parameters of the loaded model, and those of the head from a seed."""

@@ -256,7 +256,7 @@ class Batch(NamedTuple):
     tags: np.ndarray | None = None
 
 
-def _emissions(heads: dict[str, jax.Array], vectors: jax.Array) -> jax.Array:
+def emissions_of(heads: dict[str, jax.Array], vectors: jax.Array) -> jax.Array:
     """What one seed's heads make of vectors [B, T, L, D]: [H, B, T, C]."""
     rows, positions, *one = vectors.shape
     return heads_of(heads, vectors.reshape(rows * positions, *one)).reshape(-1, rows, positions, heads["bias"].shape[1])
@@ -266,7 +266,7 @@ def heads_loss(parameters: Any, batch: Batch, step: jax.Array) -> jax.Array:
     """The sum of the losses of all seeds and heads, which learn each for itself."""
 
     def of_seed(heads: Any, field: Field, key: jax.Array, vectors: jax.Array, mask: jax.Array, tags: jax.Array) -> Any:
-        emissions = _emissions(heads, dropped(key, batch.standard.applied(vectors), DROPOUT))
+        emissions = emissions_of(heads, dropped(key, batch.standard.applied(vectors), DROPOUT))
         return jax.vmap(unlikelihood, (0, 0, None, None))(field, emissions, tags, mask).sum()
 
     keys = keys_of(len(batch.mask), step)
@@ -281,7 +281,7 @@ def _decode(parameters: Any, batch: Batch) -> jax.Array:
     vectors = batch.standard.applied(batch.vectors)
 
     def of_seed(heads: Any, field: Field) -> jax.Array:
-        return jax.vmap(viterbi, (0, 0, None))(field, _emissions(heads, vectors), batch.mask)
+        return jax.vmap(viterbi, (0, 0, None))(field, emissions_of(heads, vectors), batch.mask)
 
     return jax.vmap(of_seed)(parameters["heads"], parameters["field"])
 
@@ -377,7 +377,7 @@ def fine_tuned_figures(prepared: Prepared, system: System, elmo: Elmo, seed: int
     tagset, every = prepared.tagset, prepared.sentences
     tags, begins = tagset.numbers(every), begins_of(every)
     learned, chosen = (Sample.of(begins, numbers) for numbers in (prepared.learned, prepared.chosen))
-    module = FineTuned.of(elmo, tagset.classes, pooled=False)
+    module = FineTuned.of(elmo, tagset.classes)
 
     def encoded(sentences: Sequence[Tagged], numbers: np.ndarray) -> Encoded:
         return elmo.encode([sentences[number].tokens for number in numbers if number >= 0], rows=len(numbers))
