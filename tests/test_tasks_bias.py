@@ -11,6 +11,7 @@ from scipy import stats
 from elmo_jax import InputError
 from elmo_jax.tasks import bias
 from elmo_jax.tasks.evaluate import Options
+from elmo_jax.tasks.formats import read_word_sets
 
 X, Y = ["rose", "lily", "iris", "aster", "daisy"], ["ant", "wasp", "gnat", "flea", "moth"]
 A, B = ["love", "peace", "joy"], ["war", "filth", "pain"]
@@ -186,10 +187,12 @@ def test_a_debiased_system_has_what_the_debiased_figures_have(tmp_path):
     assert debiased.layers == system.layers
     assert debiased.identity != system.identity
     assert debiased.elmo is None
-    (plain,), (of_debiased,) = (bias.pieces(path, [it], Options()) for it in (system, debiased))
+    (piece,) = bias.pieces(path, [system, debiased], Options())
     values = lambda figures: [figure.value for figure in figures if figure.metric == "WEAT d"]
-    assert plain.decides != of_debiased.decides
-    np.testing.assert_allclose(values(of_debiased.figures())[:3], values(plain.figures())[3:], rtol=1e-4)
+    (sets,) = read_word_sets(path)
+    np.testing.assert_allclose(values(bias.figures(sets, debiased)), values(piece.figures())[3:], rtol=1e-4)
+    other = write(tmp_path, pairs=[["he", "she"]])
+    assert len(bias.pieces(other, [system, debiased], Options())) == 2
     vectors = debiased.embed([["she", "is", "here"], []])
     assert vectors.values.shape == (3, 2, 12)
     assert np.abs(np.einsum("mld,ld->ml", vectors.values, debiased.directions)).max() < 1e-5

@@ -168,14 +168,18 @@ def known_directions(pairs: np.ndarray, system: System, sets: WordSets) -> tuple
 
 
 def pieces(path: str, systems: Sequence[System], options: Options) -> list[Piece]:
-    """Of sets of words in JSON files (`formats.read_word_sets`)."""
+    """Of sets of words in JSON files (`formats.read_word_sets`).
+
+    A system debiased by the same pairs is passed over: it is among what is measured of the system itself.
+    """
 
     def piece(sets: WordSets, system: System) -> Piece:
         decides: dict[str, Any] = {"task": "bias", "data": [sets.name, sets.digest]}
         decides |= {"system": [system.name, system.identity]}
         return Piece(f"bias: {sets.name}, {system.name}", decides, functools.partial(figures, sets, system))
 
-    return [piece(sets, system) for sets in read_word_sets(path) for system in systems]
+    measured = lambda sets, system: isinstance(system, Debiased) and system.sets.pairs == sets.pairs
+    return [piece(sets, it) for sets in read_word_sets(path) for it in systems if not measured(sets, it)]
 
 
 class Asked(NamedTuple):
@@ -205,14 +209,14 @@ def asked(sets: WordSets) -> Asked:
 
 
 def figures(sets: WordSets, system: System) -> list[Figure]:
-    """Effect sizes of WEAT and, with templates, of SEAT in each layer; with pairs the same debiased.
+    """Effect sizes of WEAT and, with templates, of SEAT in each layer; with pairs the same debiased, unless it is so.
 
     Words that the system does not know are left out.
     """
     of = asked(sets)
     rows = system.embed(of.sentences).pooled()
     found = measure(sets, of, rows, system, system.name)
-    if sets.pairs:
+    if sets.pairs and not isinstance(system, Debiased):
         pairs = np.array([[rows[of.alone[word]] for word in pair] for pair in sets.pairs])
         taken_out, shares = known_directions(pairs, system, sets)
         project_out(rows, taken_out)
