@@ -6,6 +6,7 @@ FOLDER has english/, portuguese/ (train-*, heldout.txt, vocab.txt) and tasks/. K
 """
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -81,7 +82,7 @@ def run(name: str, study: Study, data: Path, folder: Path) -> dict:
     figures, seconds = {}, {}
     for evaluation, asked in study.evaluations.items():
         output, begun = folder / f"{name}-{evaluation}", time.perf_counter()
-        model = next((folder / f"{name}-adaptation" / "adapted").iterdir()) if evaluation == "adapted" else workdir
+        model = adapted(folder / f"{name}-adaptation", folder) if evaluation == "adapted" else workdir
         parts = [part.format(data=data, domain=domain) for part in asked.split()]
         elmo_jax("evaluate", *parts, "--model", model, "--output", output)
         figures[evaluation] = json.loads((output / "results.json").read_text())["figures"]
@@ -98,13 +99,22 @@ def run(name: str, study: Study, data: Path, folder: Path) -> dict:
     }
 
 
+def adapted(evaluated: Path, folder: Path) -> Path:
+    """The model that an evaluation has adapted, under a name that tables can have."""
+    (model,) = (evaluated / "adapted").iterdir()
+    shutil.copytree(model, folder / "adapted", dirs_exist_ok=True)
+    return folder / "adapted"
+
+
 def draw(name: str, data: Path, folder: Path) -> None:
     """The pictures of docs/results.md, from what was trained and evaluated."""
     pictures, results = PICTURES / name, folder / f"{name}-frozen" / "results.json"
     pictures.mkdir(parents=True, exist_ok=True)
     elmo_jax("curves", folder / name, "--output", pictures / "curves.svg")
-    elmo_jax("draw", "probes", results, "--output", pictures / "probes.svg")
-    elmo_jax("draw", "mixes", results, "--output", pictures / "mixes.svg")
+    learned = [figure["task"] for figure in json.loads(results.read_text())["figures"] if figure["vectors"] == "mix"]
+    tasks = ["--tasks", *dict.fromkeys(learned)]
+    elmo_jax("draw", "probes", results, "--output", pictures / "probes.svg", *tasks)
+    elmo_jax("draw", "mixes", results, "--output", pictures / "mixes.svg", *tasks)
     if name == "english":
         for file in sorted((data / "tasks" / "word_sense").glob("*.jsonl")):
             model = ["--model", folder / name, "--data", file]

@@ -26,6 +26,7 @@ OTHER = "#999999"
 MOST_OCCURRENCES = 500
 # Words of a sentence in a heat map: more would not be legible.
 MOST_WORDS = 20
+ROUNDING = 1e-5  # of float32 vectors, as a part of the largest component
 ROOM_FOR_VALUES = 0.22  # inches of a cell with a number in it
 MOST_PANELS, MOST_BARS = 12, 30
 ROOM_FOR_SHARE = 0.1  # in a bar, for the number
@@ -76,11 +77,13 @@ class Plane(NamedTuple):
 def principal(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Vectors [N, D] → the first two principal components [N, 2], and what share of the variance each has [2].
 
-    The sign of a component, which is arbitrary, makes the point that lies farthest out positive.
+    The sign of a component, which is arbitrary, makes the point that lies farthest out positive. A component that has
+    nothing but float32's rounding is zero, else it would fill the picture.
     """
     centred = np.asarray(vectors, np.float64)
     centred = centred - centred.mean(0)
     left, values, _ = np.linalg.svd(centred, full_matrices=False)
+    values[values < ROUNDING * values[0]] = 0.0
     points, variances = np.zeros((len(centred), 2)), np.zeros(2)
     kept = min(2, len(values))
     points[:, :kept], variances[:kept] = left[:, :kept] * values[:kept], np.square(values[:kept])

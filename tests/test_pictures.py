@@ -121,6 +121,8 @@ def test_principal_components():
     alike, none = pictures.principal(np.ones((4, 5)))
     assert (alike == 0).all()
     assert (none == 0).all()
+    two = np.float32(generator.normal(size=(2, 300)))[[0, 1] * 30] + np.float32(1e-7) * generator.normal(size=(60, 300))
+    assert not pictures.principal(two)[0][:, 1].any()
 
 
 @pytest.mark.parametrize("senses", [2, 6, 11])
