@@ -563,7 +563,7 @@ def explore(
         raise InputError("the text is read twice, to count its words first, and standard input only once; give --words")
     read = lambda: sentences((text,), "TEXT", progress="reading", form=TextForm(text_format, text_column))
     found = explored(system_of(model), read, words, layers)
-    write_page(found, text, output)
+    write_page(found, text.rpartition("/")[2], output)  # the page may go elsewhere
     occurrences = sum(len(word["contexts"]) for word in found["words"])
     of_all = sum(word["count"] for word in found["words"])
     print(f"wrote {output}: {len(found['words'])} words, {occurrences:,} of their {of_all:,} occurrences")
