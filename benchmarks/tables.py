@@ -460,8 +460,9 @@ def knowledge(result: dict, evaluation: str | None = None, task: str | None = No
         measured = result["heldout_perplexity"]
         heads = ["step", *(f"{int(step):,}" for step in measured)]
         lines.append(markdown(heads, [["held-out perplexity", *(f"{value:,.1f}" for value in measured.values())]]))
-        lines.append(f"`{result['options']}`; {result['tokens_per_second']:,.0f} tokens/s at the end.\n")
-    return "\n".join([*lines, f"Intervals of 95 %. {about(result)}.\n"])
+        options = f"`{result['options']}`; {result['tokens_per_second']:,.0f} tokens/s at the end. {about(result)}.\n"
+        lines.append(options)
+    return "\n".join(lines)
 
 
 def figures_of(figures: list[dict]) -> str:
