@@ -59,6 +59,7 @@ def test_what_is_done_is_kept(data, folder, capsys, monkeypatch):
     assert (data / "out" / "results.json").read_text() == expected
 
 
+@pytest.mark.slow
 def test_other_options_or_data_are_other_pieces(data, folder, capsys):
     run(*arguments(data, folder))
     before = set((data / "out" / "pieces").iterdir())
