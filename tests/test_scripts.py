@@ -116,6 +116,7 @@ def test_a_finished_run_stays_as_it_is(project, capsys):
     assert (project / "run" / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_config_may_stand_anywhere_and_paths_may_be_relative(project, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path.parent)
     train.main(["--workdir", tmp_path.name, "--train.steps", "1", str(project / "mine.py")])

@@ -168,7 +168,7 @@ def test_labelled(tmp_path):
         ("pos\tgood\rneg\tbad\r", "ends its lines with carriage returns alone"),
         (b"pos\tgood\nneg\tm\xfcde\n", "line 2, is not UTF-8 (invalid start byte at byte 6); convert the file"),
         (b"\xff\xfep\0o\0s\0", "is text in UTF-16"),
-        (gzip.compress(b"pos\tgood\n"), "holds gzip data"),
+        (gzip.compress(b"pos\tgood\n", mtime=0), "holds gzip data"),
         ("", "is empty"),
     ],
 )
