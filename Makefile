@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow docs fuzz notebook peers compilers
+.PHONY: demo test test-slow docs results fuzz notebook peers compilers
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -30,6 +30,11 @@ test-slow: .venv/installed
 # The site: open docs/_build/html/index.html. Needs no network.
 docs: .venv/installed
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env docs docs/_build/html
+
+# Trains the models of docs/results.md, measures and draws what they know; hours. DATA: a folder with texts and tasks.
+results: .venv/installed
+	$(BIN)/python -m benchmarks.knowledge --data $(DATA)
+	$(BIN)/python -m benchmarks.tables docs/results.md
 
 # Every reader of files, one after the other: twenty minutes. The counts are added to those of fuzz/results.json.
 fuzz: .venv/installed

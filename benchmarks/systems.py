@@ -59,6 +59,12 @@ class System:
         self.process.stdout.close()
 
 
+def elmo_jax(*arguments: object) -> str:
+    """What a command of this project printed; its progress is shown."""
+    done = [sys.executable, "-m", "elmo_jax", *map(str, arguments)]
+    return subprocess.run(done, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
 def python_of(peer: str) -> Path:
     """The interpreter of a peer's environment (`make peers`); this project's own is the one that runs."""
     return Path(sys.executable) if peer == "elmo_jax" else ROOT / ".peers" / peer / "bin" / "python"
@@ -86,8 +92,8 @@ def machine() -> dict[str, str]:
 
 
 def command(module: str) -> str:
-    """The command that runs, with the names of files alone."""
-    arguments = [Path(argument).name if Path(argument).exists() else argument for argument in sys.argv[1:]]
+    """The command that runs, with the names of files and globs alone."""
+    arguments = [Path(argument).name if Path(argument).parent.is_dir() else argument for argument in sys.argv[1:]]
     return " ".join([f"python -m benchmarks.{module}", *arguments])
 
 

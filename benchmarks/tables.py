@@ -2,7 +2,8 @@
 
     python -m benchmarks.tables README.md benchmarks/README.md benchmarks/SCALING.md
 
-Between `<!-- table NAME.json -->` and `<!-- end -->` the table of results/NAME.json is written.
+Between `<!-- table NAME.json -->` and `<!-- end -->` the table of results/NAME.json is written; `<!-- table NAME.json
+PART ... -->` asks for a part of it, where its benchmark has parts.
 """
 
 import json
@@ -14,7 +15,7 @@ import numpy as np
 
 from benchmarks.systems import RESULTS
 
-PLACES = re.compile(r"(<!-- table (\S+\.json) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACES = re.compile(r"(<!-- table (\S+\.json)((?: \S+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
 NAMES = {"elmo_jax": "**this project**", "allennlp": "AllenNLP", "torch": "PyTorch, nn.LSTM", "bilm-tf": "bilm-tf"}
 GIB = 2**30
 
@@ -424,6 +425,59 @@ def recipes(result: dict) -> str:
     return markdown(heads, rows) + "\n" + note
 
 
+def quality(result: dict) -> str:
+    """The table of `benchmarks.quality`: a line for each seed, then the means."""
+    seeds = sorted({run["seed"] for run in result["runs"]})
+    heads, rows = ["held-out perplexity (forward, backward)", "bilm-tf", "this project", "ratio"], []
+    for seed in seeds:
+        of_seed = {run["system"]: run["heldout_perplexity"] for run in result["runs"] if run["seed"] == seed}
+        theirs, ours = of_seed["bilm-tf"], of_seed["elmo_jax"]
+        cells = [f"{one['both']:.1f} ({one['forward']:.1f}, {one['backward']:.1f})" for one in (theirs, ours)]
+        rows.append([f"seed {seed}", *cells, f"{ours['both'] / theirs['both']:.3f}"])
+    mean = result["mean"]
+    rows.append(["**mean**", f"{mean['bilm-tf']:.1f}", f"{mean['elmo_jax']:.1f}", f"{result['ratio']:.3f}"])
+    note = (
+        f"Config {result['config']}, {result['words']:,} words (full softmax), {result['rows']} rows of "
+        f"{result['window']} positions, {result['steps']:,} steps. {about(result)}.\n"
+    )
+    return markdown(heads, rows) + "\n" + note
+
+
+def knowledge(result: dict, evaluation: str | None = None, task: str | None = None) -> str:
+    """Tables of `benchmarks.knowledge`: for each evaluation and task (or one, with hyphens for spaces) a line for each
+    data, metric and system, a column for each vectors. And the perplexities, which are the evaluation "training".
+    """
+    found = []
+    for name, figures in result["figures"].items():
+        tasks = list(dict.fromkeys(figure["task"] for figure in figures))
+        found += [
+            (f"{name}, {of}", [figure for figure in figures if figure["task"] == of])
+            for of in tasks
+            if evaluation in (None, name) and task in (None, of.replace(" ", "-"))
+        ]
+    lines = [(f"**{title}**\n\n" if len(found) > 1 else "") + figures_of(figures) for title, figures in found]
+    if evaluation in (None, "training"):
+        measured = result["heldout_perplexity"]
+        heads = ["step", *(f"{int(step):,}" for step in measured)]
+        lines.append(markdown(heads, [["held-out perplexity", *(f"{value:,.1f}" for value in measured.values())]]))
+        options = f"`{result['options']}`; {result['tokens_per_second']:,.0f} tokens/s at the end. {about(result)}.\n"
+        lines.append(options)
+    return "\n".join(lines)
+
+
+def figures_of(figures: list[dict]) -> str:
+    """Figures of one task: a line for each data, metric and system, a column for each vectors."""
+    columns = list(dict.fromkeys(figure["vectors"] for figure in figures if figure["vectors"] != "none"))
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for figure in figures:
+        of = tuple(figure[name] for name in ("data", "metric", "system"))
+        bounds = "" if figure["low"] is None else f" ({figure['low']:.3f} – {figure['high']:.3f})"
+        value = "none" if figure["value"] is None else f"{figure['value']:.3f}{bounds}"
+        rows.setdefault(of, {})[figure["vectors"]] = value
+    cells = [[*of, *(found.get(column, found.get("none", "")) for column in columns)] for of, found in rows.items()]
+    return markdown(["data", "metric", "system", *columns], cells)
+
+
 def embedder(result: dict) -> str:
     """The table of `benchmarks.embedder`."""
     heads, rows = ["a step", "seconds (min – max)", "ratio (min – max)", "tokens/s", "temporary memory"], []
@@ -465,20 +519,22 @@ TABLES = {
         checkpoints,
         pod,
         recipes,
+        quality,
+        knowledge,
         compiled,
     )
 }
 
 
-def table(path: Path) -> str:
-    """The table of a result file."""
+def table(path: Path, parts: str = "") -> str:
+    """The table of a result file, or of parts of it."""
     result = json.loads(path.read_text())
-    return TABLES[result["benchmark"]](result)
+    return TABLES[result["benchmark"]](result, *parts.split())
 
 
 def update(text: str) -> str:
     """A Markdown text with its tables written anew."""
-    return PLACES.sub(lambda place: place[1] + table(RESULTS / place[2]) + place[3], text)
+    return PLACES.sub(lambda place: place[1] + table(RESULTS / place[2], place[3]) + place[4], text)
 
 
 if __name__ == "__main__":

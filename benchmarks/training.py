@@ -234,6 +234,7 @@ def benchmark(
     planned = plan(candidates, chosen, available_memory())
     known = Vocabulary.from_counts(WordCounts(sentences((text,), "--text")))
     arguments = {"options": worker_options(chosen), "rows": rows, "window": window, "text": text, "clone": str(clone)}
+    arguments |= {"seed": 0}
     with tempfile.TemporaryDirectory() as folder:
         for size in vocabulary_sizes:
             write_vocabulary(Path(folder), known, size)

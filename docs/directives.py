@@ -64,9 +64,10 @@ def options_of(text: str) -> Iterator[Option]:
     return (option for option in found if not option.form.startswith("-h,"))
 
 
-def named(options: Iterable[Option], command: str) -> Iterator[Option]:
+def named(options: Iterable[Option], command: list[str]) -> Iterator[Option]:
     """Options in which what has a place rather than a name is called as it is in the command's signature."""
-    parameters = inspect.signature(commands.COMMANDS[command]).parameters.values()
+    function = commands.PICTURES[command[1]] if command[0] == "draw" else commands.COMMANDS[command[0]]
+    parameters = inspect.signature(function).parameters.values()
     names = (parameter.name.upper() for parameter in parameters if get_origin(parameter.annotation) is Annotated)
     return (option if option.form[:2] in ("", "--") else option._replace(form=next(names)) for option in options)
 
@@ -97,7 +98,7 @@ class Options(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         command = self.arguments[0].split()
-        found = list(named(options_of(help_of(command)), command[0]))
+        found = list(named(options_of(help_of(command)), command))
         if "only" in self.options:
             found = [option for option in found if option.form.startswith(f"--{self.options['only']}")]
         if not found:

@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Iterable
 from typing import Literal
 
 import tyro
@@ -10,23 +11,26 @@ from tqdm import tqdm
 import elmo_jax
 from elmo_jax.arrays import Unwritable
 from elmo_jax.compilation import keep_compiled
-from elmo_jax.config import Precision, TextFormat, check_trainable
+from elmo_jax.config import Precision, TextFormat
 from elmo_jax.convert import Form, write_as
 from elmo_jax.corpus import BUILTIN, Corpus, WordCounts, cached, count_words, sentences
-from elmo_jax.curves import draw
+from elmo_jax.curves import check_picture, save
+from elmo_jax.curves import draw as draw_runs
 from elmo_jax.dump import nearest as nearest_in_dump
 from elmo_jax.elmo import Layers, StateMode, load
 from elmo_jax.engine import Pool
 from elmo_jax.errors import InputError, exit_on_bad_input, needing
+from elmo_jax.evaluation import check_rows, check_scoring, evaluator, prepared
 from elmo_jax.files import as_path, check_output
 from elmo_jax.folders import model_files
 from elmo_jax.mix import Mix
-from elmo_jax.model import start_state
 from elmo_jax.outputs import Compression, Shard, Target, VectorType, Writer
 from elmo_jax.published import MODELS, here, local, read_any
 from elmo_jax.published import download as download_model
-from elmo_jax.sources import TextForm, files_of, read_input
-from elmo_jax.streams import LanguageModelStream, prefetch, word_encoder
+from elmo_jax.scores import score as score_text
+from elmo_jax.scores import write as write_scores
+from elmo_jax.sources import STANDARD_INPUT, TextForm, files_of, read_input
+from elmo_jax.streams import prefetch
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import ModelFolder, read_model, write_folder
 
@@ -265,33 +269,80 @@ def perplexity(
         text_column: Field of JSON lines or column of Parquet, "tokens" by default: lists of tokens or text. Number of
             the column of CoNLL, from 1, or name of that of CoNLL-U, FORM by default.
     """
-    with needing("train"):
-        from elmo_jax.evaluation import evaluator
-        from elmo_jax.parallel import device_count, replicate
-        from elmo_jax.softmax_table import place
-    devices = device_count()
-    if batch_size < 1 or batch_size % devices:
-        raise InputError(f"batch_size is {batch_size}, which cannot be divided by {devices} devices; give a multiple")
-    if window < 1:
-        raise InputError(f"window is {window}; it must be 1 or more")
+    check_rows(batch_size, window)
     folder = _read_model(model, options, weights, vocab, softmax)
-    check_trainable(folder.model)
-    if folder.softmax is None or folder.vocabulary is None:
-        raise InputError(f"{model or weights} has no softmax.hdf5 (with its vocab.txt); perplexity needs it")
+    check_scoring(folder, model or weights)
     text = sentences((input,), "--input", True, "reading", TextForm(text_format, text_column))
     corpus = Corpus(text, folder.vocabulary, input)
-    parameters = {"bilm": replicate(folder.parameters), "softmax": place(folder.softmax, batch_size)}
-    encode = word_encoder(corpus, folder.model)
-    batches = LanguageModelStream(corpus, batch_size, window, encode, devices=devices, once=True)
-    begin = None
-    if state != "carry":
-        begin = start_state(folder.model, folder.parameters, folder.vocabulary, state)
+    parameters, batches, begin = prepared(folder, corpus, state, batch_size, window)
     evaluate = evaluator(folder.model, precision)
     shown = tqdm(prefetch(batches), "perplexity", batches.windows, unit=" windows", leave=False)
     result = evaluate(parameters, shown, begin)
     print(
         f"perplexity {result.both:.3f} (forward {result.forward:.3f}, backward {result.backward:.3f}) "
         f"over {corpus.tokens:,} tokens, {corpus.unknown:.1%} <UNK>, state {state}"
+    )
+
+
+def score(
+    input: str,
+    output: str,
+    model: str | None = None,
+    options: str | None = None,
+    weights: str | None = None,
+    vocab: str | None = None,
+    softmax: str | None = None,
+    top: int = 0,
+    state: StateMode = "warm",
+    precision: Precision = "float32",
+    batch_size: int = 32,
+    window: int = 32,
+    text_format: TextFormat | None = None,
+    text_column: str | None = None,
+) -> None:
+    """Writes the log-probability of each token of a text, forward and backward, as a JSON object a line.
+
+    Of a line of n tokens: "tokens"; "unknown", which of them the vocabulary lacks, so that they are scored as <UNK>;
+    "forward", natural logarithms of the probability of each token after those before it, and last of </S>, n + 1
+    numbers; "backward", of each token before those after it, and last of <S>; "both", their mean; "sums" of the three.
+    A blank line has none. With --top, "forward_top" and "backward_top" have for each of the n + 1 the words that the
+    model expects in its place, with their probabilities.
+
+    Args:
+        input: Text as for embed, or "builtin" for the held-out tenth of the built-in text.
+        output: File to write, .jsonl; it appears only when it is whole.
+        model: Model as for perplexity, with a vocab.txt and a softmax.hdf5.
+        options: In place of --model: the model's options.json, with --weights, --vocab and --softmax.
+        weights: In place of --model: the model's weights.hdf5.
+        vocab: In place of --model: the model's vocabulary.
+        softmax: In place of --model: the model's softmax.hdf5.
+        top: How many of the most probable words of each position to write.
+        state: LSTM state at the beginning of a sentence: warm or zero, by which a sentence's score depends on it alone,
+            or carried on within a row, as in training.
+        precision: Inputs of the matrix products.
+        batch_size: Rows of sentences, on all devices together.
+        window: Positions read at a time.
+        text_format: Format of the text; by default what the end of the file's name says, else lines.
+        text_column: Field of JSON lines or column of Parquet, "tokens" by default: lists of tokens or text. Number of
+            the column of CoNLL, from 1, or name of that of CoNLL-U, FORM by default.
+    """
+    if not output.endswith(".jsonl"):
+        raise InputError(f"--output is {output}; give a file that ends in .jsonl")
+    files = model_files(local(model)) if model is not None and not options and not weights else []
+    names = [] if input == BUILTIN else files_of([input], "--input")
+    check_output(output, *names, *files, options, weights, vocab, softmax)
+    folder = _read_model(model, options, weights, vocab, softmax)
+    check_scoring(folder, model or weights)
+    if input == BUILTIN:
+        text: Iterable[list[str]] = sentences((BUILTIN,), "--input", True)
+    else:
+        text = read_input([input], text_format, text_column, progress="reading")
+    chosen = {"state": state, "precision": precision, "top": top, "batch_size": batch_size, "window": window}
+    total = write_scores(score_text(folder, text, **chosen), output)
+    print(
+        f"wrote {output}, {total.lines:,} lines: perplexity {total.perplexity.both:.3f} (forward "
+        f"{total.perplexity.forward:.3f}, backward {total.perplexity.backward:.3f}) over {total.predictions:,} tokens, "
+        f"{total.unknown:.1%} <UNK>, state {state}"
     )
 
 
@@ -368,17 +419,31 @@ def convert(
 
 
 def export(
-    workdir: tyro.conf.Positional[str], output: str | None = None, step: int | None = None, best: bool = False
+    workdir: tyro.conf.Positional[str],
+    output: str | None = None,
+    step: int | None = None,
+    best: bool = False,
+    language: str | None = None,
+    licence: str | None = None,
+    results: str | None = None,
 ) -> None:
-    """Writes a model folder (options.json, weights.hdf5, softmax.hdf5, vocab.txt) from a checkpoint of a run.
+    """Writes a model folder from a checkpoint of a run, with a model card.
+
+    options.json, weights.hdf5, softmax.hdf5, vocab.txt, and README.md: data, size, figures, limits, licence. A
+    README.md that is there stays as it is.
 
     Args:
         workdir: Folder of the run.
         output: Folder to write; by default model/ in the workdir.
         step: Which checkpoint; by default the newest.
         best: Take the checkpoint with the lowest held-out perplexity.
+        language: For the card: the text's language, as "en".
+        licence: For the card: under which licence the model may be used, as "cc-by-4.0".
+        results: For the card: results.md of `elmo-jax evaluate`, what the model reaches on tasks.
     """
+    table = None if results is None else as_path(results).read_text()
     with needing("train"):
+        from elmo_jax.card import card, write_card
         from elmo_jax.checkpoint import Checkpoints
         from elmo_jax.parallel import device_count, use_one_cpu
         from elmo_jax.pretraining import Stand, checkpoint_shapes
@@ -404,7 +469,9 @@ def export(
     if folder.exists() and any(folder.iterdir()) and not (folder / "options.json").exists():
         raise InputError(f"{folder} holds files but no model; give a new folder, or that of a model to replace")
     write_folder(folder, begun.config.model, stand.parameters(len(vocabulary), begun.rows), vocabulary)
-    print(f"wrote the model of step {stand.step:,} to {folder}")
+    written = write_card(folder, card(begun, vocabulary, stand.step, run.lines(), licence, language, table))
+    kept = "" if written else f"; {folder / 'README.md'} was there, and stays"
+    print(f"wrote the model of step {stand.step:,} to {folder}{kept}")
 
 
 def curves(workdirs: tyro.conf.Positional[tuple[str, ...]], output: str) -> None:
@@ -414,9 +481,167 @@ def curves(workdirs: tyro.conf.Positional[tuple[str, ...]], output: str) -> None
         workdirs: Folders of the runs.
         output: Picture to write, .png or .svg.
     """
-    draw(workdirs, as_path(output))
+    draw_runs(workdirs, as_path(output))
     print(f"wrote {output}")
 
+
+def evaluate(
+    tasks: tyro.conf.Positional[tuple[str, ...]],
+    model: tuple[str, ...],
+    output: str,
+    baselines: tuple[str, ...] = (),
+    debias: str | None = None,
+    seeds: int = 5,
+    limit: int | None = None,
+    fine_tune: bool = False,
+) -> None:
+    """Measures what vectors know, of several models and baselines, on tasks read from files; prints a table.
+
+    Tasks are TASK=PATH: word-sense, sentiment, question-type, chunking, entities, answers, similarity, ratings, bias,
+    adaptation; docs/evaluating.md says which files each reads. All are read and checked before anything is computed.
+    Stopped at any moment, the same command goes on with what it keeps in OUTPUT/pieces.
+
+    Args:
+        tasks: TASK=PATH ..., as word-sense=line.jsonl chunking=FOLDER.
+        model: Models as for embed.
+        output: Folder for results.json, results.md, and what is kept of pieces that are done.
+        baselines: What to compare with: untrained (each model's shape with initial parameters), vectors:FILE
+            (word2vec's or GloVe's text), hf:NAME (a model or folder of transformers).
+        debias: File of word sets with pairs (as for bias): measure each model and baseline also with the direction that
+            the pairs differ by projected out.
+        seeds: How often what is learned by random numbers is learned anew; intervals are over them.
+        limit: Take only the first so many examples of each part, for a quick look.
+        fine_tune: Fine-tune the models, too, on tasks that label sentences or tokens.
+    """
+    with needing("tasks"):
+        from elmo_jax.tasks import command
+        from elmo_jax.tasks.evaluate import Options
+        from elmo_jax.tasks.report import table
+    options = Options(seeds, limit, fine_tune, output)
+    print(table(command.evaluate(tasks, model, baselines, debias, options)))
+
+
+def draw(argv: list[str]) -> None:
+    """Draws what vectors know: a word's senses, words in two contexts, the results of evaluate."""
+    read = functools.partial(tyro.extras.subcommand_cli_from_dict, PICTURES, prog="elmo-jax draw", use_underscores=True)
+    read(args=argv, description=draw.__doc__)
+
+
+def explore(
+    model: tyro.conf.Positional[str],
+    text: tyro.conf.Positional[str],
+    output: str,
+    words: tuple[str, ...] = (),
+    layers: tuple[int, ...] = (),
+    text_format: TextFormat | None = None,
+    text_column: str | None = None,
+) -> None:
+    """Writes a page for the browser on which words can be looked at in all their contexts, layer by layer.
+
+    One HTML file, which needs no network: pick a word and a layer, and see where its occurrences lie in the plane of
+    their first two principal components; a click shows the contexts with the nearest vectors. Of a word, 200
+    occurrences at most are on the page, drawn by chance, always the same.
+
+    Args:
+        model: Model as for embed; or a baseline, vectors:FILE or hf:NAME, as for evaluate.
+        text: Text as for embed, or "builtin" for the part of the built-in text that is not held out.
+        output: Page to write, .html.
+        words: Words to show, as they are written in the text, 50 at most; by default the 20 most frequent ones
+            after the 150 most frequent, which mean little by themselves.
+        layers: Numbers of the layers to show, from 0, that of the words; by default all.
+        text_format: Format of the text; by default what the end of the file's name says, else lines.
+        text_column: Field of JSON lines or column of Parquet, "tokens" by default: lists of tokens or text. Number of
+            the column of CoNLL, from 1, or name of that of CoNLL-U, FORM by default.
+    """
+    from elmo_jax.explore import explored, write_page
+    from elmo_jax.pictures import system_of
+
+    if not output.endswith(".html"):
+        raise InputError(f"--output is {output}; give a file that ends in .html")
+    check_output(output, *([] if text == BUILTIN else files_of([text], "TEXT")))
+    if text == STANDARD_INPUT and not words:
+        raise InputError("the text is read twice, to count its words first, and standard input only once; give --words")
+    read = lambda: sentences((text,), "TEXT", progress="reading", form=TextForm(text_format, text_column))
+    found = explored(system_of(model), read, words, layers)
+    write_page(found, text.rpartition("/")[2], output)  # the page may go elsewhere
+    occurrences = sum(len(word["contexts"]) for word in found["words"])
+    of_all = sum(word["count"] for word in found["words"])
+    print(f"wrote {output}: {len(found['words'])} words, {occurrences:,} of their {of_all:,} occurrences")
+
+
+def draw_senses(model: str, data: str, output: str, projection: Literal["pca", "umap"] = "pca") -> None:
+    """Draws a word's occurrences in the plane, layer by layer, in the colours of their senses.
+
+    Of more than 500 occurrences, 500 are drawn by chance, always the same.
+
+    Args:
+        model: Model as for embed; or a baseline, vectors:FILE or hf:NAME, as for evaluate.
+        data: Occurrences of one word, .jsonl, as for evaluate word-sense.
+        output: Picture to write, .png or .svg.
+        projection: How vectors become points: their first two principal components, or UMAP, if umap-learn is
+            installed.
+    """
+    from elmo_jax import pictures
+    from elmo_jax.tasks.formats import read_occurrences
+
+    check_picture(as_path(output), data)
+    words = read_occurrences(data)
+    if len(words) > 1:
+        raise InputError(f"{data} has {len(words)} words, a file for each; give the file of one")
+    save(pictures.senses(pictures.system_of(model), words[0], projection), as_path(output))
+    print(f"wrote {output}")
+
+
+def draw_similarity(model: str, first: str, second: str, output: str) -> None:
+    """Draws the cosines of the words of two sentences as heat maps, layer by layer.
+
+    A word that stands in both has the same vector in the layer of the words, and others above it.
+
+    Args:
+        model: Model as for embed; or a baseline, vectors:FILE or hf:NAME, as for evaluate.
+        first: A sentence, tokens separated by spaces, 20 at most: the rows.
+        second: Another one, the columns.
+        output: Picture to write, .png or .svg.
+    """
+    from elmo_jax import pictures
+
+    check_picture(as_path(output))
+    sentences_of = first.split(), second.split()
+    save(pictures.similarity(pictures.system_of(model), *sentences_of), as_path(output))
+    print(f"wrote {output}")
+
+
+def draw_mixes(results: tyro.conf.Positional[str], output: str, tasks: tuple[str, ...] = ()) -> None:
+    """Draws the learned mixes of layers, a bar for each task and system.
+
+    Args:
+        results: The results.json that evaluate wrote.
+        output: Picture to write, .png or .svg.
+        tasks: Those to draw; by default all that learn a mix.
+    """
+    from elmo_jax import pictures
+
+    check_picture(as_path(output), results)
+    save(pictures.mixes(pictures.of_tasks(pictures.read_results(results), tasks)), as_path(output))
+    print(f"wrote {output}")
+
+
+def draw_probes(results: tyro.conf.Positional[str], output: str, tasks: tuple[str, ...] = ()) -> None:
+    """Draws what each layer of each system reaches, with intervals of 95 %, a panel for each task, data and metric.
+
+    Args:
+        results: The results.json that evaluate wrote.
+        output: Picture to write, .png or .svg.
+        tasks: Those to draw; by default all that have figures of several layers.
+    """
+    from elmo_jax import pictures
+
+    check_picture(as_path(output), results)
+    save(pictures.probes(pictures.of_tasks(pictures.read_results(results), tasks)), as_path(output))
+    print(f"wrote {output}")
+
+
+PICTURES = {"senses": draw_senses, "similarity": draw_similarity, "mixes": draw_mixes, "probes": draw_probes}
 
 COMMANDS = {
     "train": train,
@@ -426,10 +651,14 @@ COMMANDS = {
     "vocab": vocab,
     "tokenize": tokenize,
     "perplexity": perplexity,
+    "evaluate": evaluate,
+    "score": score,
     "nearest": nearest,
     "convert": convert,
     "export": export,
     "curves": curves,
+    "draw": draw,
+    "explore": explore,
 }
 
 
@@ -443,5 +672,8 @@ def main(argv: list[str]) -> None:
         train(argv[1:])
         return
     keep_compiled()
+    if argv[:1] == ["draw"]:  # which has commands of its own
+        draw(argv[1:])
+        return
     read = functools.partial(tyro.extras.subcommand_cli_from_dict, COMMANDS, prog="elmo-jax", use_underscores=True)
     read(args=argv)

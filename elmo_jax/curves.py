@@ -51,11 +51,25 @@ def read_runs(workdirs: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     return runs
 
 
-def draw(workdirs: Sequence[str], output: epath.Path) -> None:
-    """Draws the runs into a .png, 1000 pixels wide, or .svg."""
+def check_picture(output: epath.Path, *inputs: str) -> None:
+    """Refuses, before any work, what cannot be written as a picture."""
     if output.suffix not in (".png", ".svg"):
         raise InputError(f"--output is {output}; give a file that ends in .png or .svg")
-    check_output(output)
+    check_output(output, *inputs)
+
+
+def save(figure: Any, output: epath.Path) -> None:
+    """Writes a figure of matplotlib; drawn again, an .svg has the same bytes."""
+    import matplotlib
+
+    with writing(output) as partial, matplotlib.rc_context({"svg.hashsalt": "elmo_jax"}):
+        metadata = {"Date": None} if output.suffix == ".svg" else None
+        figure.savefig(partial, format=output.suffix[1:], metadata=metadata)
+
+
+def draw(workdirs: Sequence[str], output: epath.Path) -> None:
+    """Draws the runs into a .png, 1000 pixels wide, or .svg."""
+    check_picture(output)
     runs = read_runs(workdirs)
     with needing("plot"):
         from matplotlib.figure import Figure
@@ -80,5 +94,4 @@ def draw(workdirs: Sequence[str], output: epath.Path) -> None:
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=min(3, len(runs)), fontsize=12)
-    with writing(output) as partial:
-        figure.savefig(partial, format=output.suffix[1:])
+    save(figure, output)

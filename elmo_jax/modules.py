@@ -128,6 +128,8 @@ class ScalarMix(nn.Module):
 def init_bilm(key: jax.Array, model: ModelConfig, vocabulary_size: int = 0) -> dict:
     """Initial parameters of the biLM, distributed as bilm-tf's."""
     words = jnp.zeros((1, model.max_characters) if model.input == "characters" else (1,), jnp.int32)
+    if model.word_dim:
+        words = words, jnp.zeros((1,), jnp.int32)
     position = jnp.zeros((1, 1), jnp.int32)
     bilm = BiLM(model, vocabulary_size)
     return jax.jit(bilm.init)(key, words, jnp.int32(1), position, position, zero_state(model, 1))["params"]

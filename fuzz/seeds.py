@@ -53,7 +53,7 @@ def random_model(model: ModelConfig = TINY, **more) -> ModelFolder:
 
 def write_seeds(folder: Path) -> None:
     """For every target a folder of folders of files."""
-    for make in (_texts, _weights, _archives, _others, _checkpoints, _bundles, _embeddings):
+    for make in (_texts, _weights, _archives, _others, _checkpoints, _bundles, _embeddings, _tasks):
         make(folder)
 
 
@@ -93,6 +93,41 @@ def _texts(folder: Path) -> None:
         target = folder / f"text/parquet_{kind}"
         target.mkdir()
         parquet.write_table(arrow.table({"tokens": column}), target / "a.parquet", compression="snappy")
+
+
+def _tasks(folder: Path) -> None:
+    occurrences = [
+        {"id": sense, "word": "cat", "index": 1, "sense": sense, "tokens": ["the", "cat"]} for sense in ("pet", "猫")
+    ]
+    question = {"id": "q", "question": "?", "answers": [{"text": "猫", "answer_start": 4}]}
+    paragraph = {"context": "the 猫 .", "qas": [question, {"id": "r", "is_impossible": True}]}
+    sets = {
+        "name": "n",
+        "targets": {"X": ["a", "b"], "Y": ["c", "d"]},
+        "attributes": {"A": ["e", "f"], "B": ["g", "h"]},
+    }
+    sets |= {"templates": ["This is {word} ."], "pairs": [["he", "she"]]}
+    columns, labelled, wic = "the D B-NP\ncat N I-NP\n\n. P O\n", "0\tthe cat\n1\ta 猫\n", "cat\tN\t1-0\tthe cat\tcat"
+    seeds = {
+        "occurrences": {"cat.jsonl": "\n".join(map(json.dumps, occurrences))},
+        "labelled": {"train.tsv": labelled, "test.tsv": labelled},
+        "tagged": {"train.conll": columns, "test.conll": columns},
+        "questions": {"a.json": json.dumps({"data": [{"title": "t", "paragraphs": [paragraph]}]}, indent=1)},
+        "ratings-scws": {
+            "ratings.txt": "".join(f"{n}\ta\tn\tb\tn\tthe <b> a </b>\t<b>b</b> .\t{n}.5\n" for n in (1, 2))
+        },
+        "ratings-usim": {"usim.tsv": "cat\t1\tthe cat\t0\tcat .\t4.5\ncat\t0\tcat\t0\tcat\t1\n"},
+        "ratings-wic": {
+            f"{part}.{what}.txt": wic if what == "data" else "T"
+            for part in ("train", "dev")
+            for what in ("data", "gold")
+        },
+        "word_sets": {"sets.json": json.dumps(sets, indent=1)},
+        "vectors": {"vectors.txt": "3 2\nthe 1 -2\ncat .5 1e-3\n猫 0 0\n"},
+    }
+    for seed, files in seeds.items():
+        for name, content in files.items():
+            _write(folder / "tasks" / seed, name, content)
 
 
 def _manylangs() -> ModelConfig:

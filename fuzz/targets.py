@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import io
 import json
 import os
 import shutil
@@ -28,6 +29,8 @@ from elmo_jax.folders import read_folder
 from elmo_jax.mix import Mix
 from elmo_jax.pickles import open_torch
 from elmo_jax.sources import read_input
+from elmo_jax.tasks import formats
+from elmo_jax.tasks.systems import TextVectors
 from elmo_jax.vocabulary import Alphabet, Vocabulary
 from elmo_jax.weights import read_weights
 from fuzz.seeds import CACHED, CANARY, KEY, TINY, checkpoint
@@ -193,6 +196,18 @@ def embeddings(folder: Path) -> None:
         nearest(path, "the")
 
 
+def tasks(folder: Path) -> None:
+    """The seed's name is that of its reader, or of a file of word vectors."""
+    if folder.name == "vectors":
+        with contextlib.redirect_stderr(io.StringIO()):
+            finite({"values": TextVectors(folder / "vectors.txt").embed([["the", "Cat", "sat"]]).values})
+        return
+    files = sorted(folder.iterdir())
+    read = formats.__dict__[f"read_{folder.name.partition('-')[0]}"]
+    if read(folder if len(files) > 1 else files[0]) is None:
+        raise Finding("nothing was read")
+
+
 def caches(folder: Path) -> None:
     """What cannot be used is made again, the next time at the latest."""
 
@@ -240,6 +255,7 @@ TARGETS = {
     "text": Target(text),
     "mixes": Target(mixes),
     "embeddings": Target(embeddings),
+    "tasks": Target(tasks),
     "caches": Target(caches, writes=True),
     "checkpoints": Target(checkpoints, writes=True),
 }

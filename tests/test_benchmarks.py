@@ -55,7 +55,9 @@ def test_a_text_takes_each_token_and_each_distinct_word():
     assert operations.of_text(SMALL, sentences) == expected
 
 
-@pytest.mark.parametrize("name", ["README.md", "benchmarks/README.md", "benchmarks/SCALING.md", "docs/training.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "benchmarks/README.md", "benchmarks/SCALING.md", "docs/training.md", "docs/results.md"]
+)
 def test_tables_are_those_of_the_results(name):
     text = (ROOT / name).read_text()
     assert tables.PLACES.search(text)

@@ -137,6 +137,7 @@ def step_of(tagger):
     return jax.jit(jax.value_and_grad(loss))
 
 
+@pytest.mark.slow
 def test_frozen_costs_embedding_and_the_head(elmo):
     """Nothing is computed of the biLM's gradient, not even where all variables are differentiated."""
     encoded = elmo.encode(SENTENCES)

@@ -29,6 +29,7 @@ TEXT = [" ".join(GENERATOR.choice(WORDS, GENERATOR.integers(0, 12))) for _ in ra
 TEXT[7] = TEXT[3] = "the same sentence"
 TEXT[11] = TEXT[40] = ""
 OUTPUTS = ["vectors", "vectors.hdf5", "vectors.parquet"]
+KILLS = 20
 
 
 @pytest.fixture(autouse=True)
@@ -622,7 +623,7 @@ def run():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_fifty_kills(folder, tmp_path, run, name):
+def test_kills(folder, tmp_path, run, name):
     """Killed at random moments, a run ends with every byte of one that was left alone."""
     generator = np.random.default_rng(1)
     lines = [" ".join(generator.choice(WORDS, generator.integers(0, 30))) for _ in range(500)]
@@ -637,8 +638,8 @@ def test_fifty_kills(folder, tmp_path, run, name):
         assert not killed
     whole, chance, finished = content(tmp_path / "whole" / name), random.Random(2), 0
     kills = {"begins": 0, "goes on": 0}
-    while sum(kills.values()) < 50 or killed:
-        moment = chance.choice(["begins", "goes on", "goes on"]) if sum(kills.values()) < 50 else None
+    while sum(kills.values()) < KILLS or killed:
+        moment = chance.choice(["begins", "goes on", "goes on"]) if sum(kills.values()) < KILLS else None
         longest = seconds["begins"] - seconds["goes on"] if moment == "begins" else 0.3 * seconds["goes on"]
         killed, _ = run(f"{command}{output}", moment, chance.uniform(0, longest))
         if killed:

@@ -34,7 +34,8 @@ def test_the_distributions_hold_code_configs_and_types(distributions):
     sdist, wheel = distributions
     version = re.search(r'__version__ = "(.*)"', (ROOT / "elmo_jax" / "__init__.py").read_text())[1]
     assert wheel.name == f"elmo_jax-{version}-py3-none-any.whl"
-    code = {f"elmo_jax/{path.name}" for path in (ROOT / "elmo_jax").glob("*.py")}
+    folder = ROOT / "elmo_jax"
+    code = {f"elmo_jax/{path.relative_to(folder)}" for path in folder.rglob("*.py")} | {"elmo_jax/explore.html"}
     configs = {path.name for path in (ROOT / "configs").iterdir() if path.is_file()}
     with zipfile.ZipFile(wheel) as file:
         held = {name for name in file.namelist() if ".dist-info/" not in name}

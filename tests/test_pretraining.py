@@ -216,6 +216,7 @@ def test_unknown_words_are_told(project, tmp_path, capsys):
     assert f", {share:.1%} <UNK>, state carry" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_text_may_have_moved(project, tmp_path, capsys):
     train.main(command(project, tmp_path / "run", "--train.steps", "2"))
     for name in ("train", "heldout"):
@@ -227,6 +228,7 @@ def test_the_text_may_have_moved(project, tmp_path, capsys):
     fails(train.main, command(project, tmp_path / "run", *moved, "--train.steps", 7), "data.heldout differs", capsys)
 
 
+@pytest.mark.slow
 def test_a_batch_size_that_contradicts_the_run_is_named(project, tmp_path, capsys):
     train.main(command(project, tmp_path, "--train.steps", "2"))
     fails(train.main, command(project, tmp_path, "--train.batch_size", "3"), "was 8 rows in all", capsys)

@@ -73,8 +73,8 @@ def train(config, devices, steps):
 @pytest.mark.parametrize(
     ("options", "devices"),
     [
-        ({"dropout": 0.3, "recurrent_dropout": 0.2, "state_reset": 0.3}, 4),
-        pytest.param({"dropout": 0.3, "recurrent_dropout": 0.2}, 2, marks=pytest.mark.slow),
+        pytest.param({"dropout": 0.3, "recurrent_dropout": 0.2, "state_reset": 0.3}, 4, marks=pytest.mark.slow),
+        ({"dropout": 0.3, "recurrent_dropout": 0.2}, 2),
         pytest.param({"softmax": "full"}, 4, marks=pytest.mark.slow),
     ],
 )
@@ -397,6 +397,7 @@ def test_gradients_summed_in_bfloat16():
     assert sum(math.prod(map(int, shape.split("x"))) for shape in shapes) == size
 
 
+@pytest.mark.slow
 def test_evaluation_in_pieces(monkeypatch):
     """Of the window's positions: as exact, and a device holds the outputs of fewer tokens of others."""
     text, rows = corpus(17), 4 * device_count()

@@ -1,4 +1,4 @@
-"""Worker: training by bilm-tf, the original, on a TensorFlow of today. Arguments: JSON of `benchmarks.training`.
+"""Worker: training by bilm-tf, the original, on a TensorFlow of today. Argument: JSON of `benchmarks.training`.
 
 bilm-tf was written for TensorFlow 1.2; `tensorflow.compat.v1` stands in for it. Its graph, optimiser and batches are
 used as they are; the loop is that of its `train` without summaries.
@@ -6,7 +6,9 @@ used as they are; the loop is that of its `train` without summaries.
 
 import json
 import os
+import random
 import sys
+from pathlib import Path
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 
@@ -27,6 +29,8 @@ from bilm.data import BidirectionalLMDataset, UnicodeCharsVocabulary  # noqa: E4
 from bilm.training import LanguageModel, _get_feed_dict_from_X, clip_grads  # noqa: E402
 
 options, rows, window = asked["options"], asked["rows"], asked["window"]
+random.seed(asked["seed"])
+tf.set_random_seed(asked["seed"])
 vocabulary = UnicodeCharsVocabulary(asked["vocab"], options["char_cnn"]["max_characters_per_token"])
 batches = BidirectionalLMDataset(asked["text"], vocabulary, test=False, shuffle_on_load=True).iter_batches(rows, window)
 
@@ -39,6 +43,7 @@ gradients = optimiser.compute_gradients(
 )
 gradients, _ = clip_grads(gradients, options, False, step_number)
 update = optimiser.apply_gradients(gradients, global_step=step_number)
+saver = tf.train.Saver()
 session = tf.Session()
 session.run(tf.global_variables_initializer())
 characters = np.zeros([rows, window, options["char_cnn"]["max_characters_per_token"]], np.int32)
@@ -60,4 +65,11 @@ def run(steps):
     return {"seconds": [timed(step) for _ in range(steps)], "losses": losses[-steps:]}
 
 
-serve({"run": run, "memory": peak_memory, "about": lambda: {"tensorflow": tensorflow.__version__}})
+def save(folder):
+    """What bilm-tf's `train` leaves behind: options.json and a checkpoint."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    Path(folder, "options.json").write_text(json.dumps(options))
+    return saver.save(session, os.path.join(folder, "model.ckpt"), global_step=step_number)
+
+
+serve({"run": run, "save": save, "memory": peak_memory, "about": lambda: {"tensorflow": tensorflow.__version__}})
