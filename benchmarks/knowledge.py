@@ -8,7 +8,6 @@ FOLDER has english/, portuguese/ (train-*, heldout.txt, vocab.txt) and tasks/. K
 import json
 import shutil
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -79,14 +78,13 @@ def run(name: str, study: Study, data: Path, folder: Path) -> dict:
     elmo_jax("train", "small_adam", "--workdir", workdir, *options, text / "vocab.txt", *study.train.split())
     if study.domain:
         write_domain(data / study.domain, text / "heldout.txt", domain)
-    figures, seconds = {}, {}
+    figures = {}
     for evaluation, asked in study.evaluations.items():
-        output, begun = folder / f"{name}-{evaluation}", time.perf_counter()
+        output = folder / f"{name}-{evaluation}"
         model = adapted(folder / f"{name}-adaptation", folder) if evaluation == "adapted" else workdir
         parts = [part.format(data=data, domain=domain) for part in asked.split()]
         elmo_jax("evaluate", *parts, "--model", model, "--output", output)
         figures[evaluation] = json.loads((output / "results.json").read_text())["figures"]
-        seconds[evaluation] = time.perf_counter() - begun
     draw(name, data, folder)
     lines, measured = Workdir(workdir).lines(), "heldout_perplexity"
     return {
@@ -94,7 +92,6 @@ def run(name: str, study: Study, data: Path, folder: Path) -> dict:
         "options": study.train,
         measured: {line["step"]: line[measured] for line in lines if measured in line},
         "tokens_per_second": [line["tokens_per_second"] for line in lines if "tokens_per_second" in line][-1],
-        "seconds": seconds,
         "figures": figures,
     }
 
@@ -108,19 +105,19 @@ def adapted(evaluated: Path, folder: Path) -> Path:
 
 def draw(name: str, data: Path, folder: Path) -> None:
     """The pictures of docs/results.md, from what was trained and evaluated."""
-    pictures, results = PICTURES / name, folder / f"{name}-frozen" / "results.json"
+    pictures, results, model = PICTURES / name, folder / f"{name}-frozen" / "results.json", folder / name
     pictures.mkdir(parents=True, exist_ok=True)
-    elmo_jax("curves", folder / name, "--output", pictures / "curves.svg")
-    learned = [figure["task"] for figure in json.loads(results.read_text())["figures"] if figure["vectors"] == "mix"]
-    tasks = ["--tasks", *dict.fromkeys(learned)]
+    elmo_jax("curves", model, "--output", pictures / "curves.svg")
+    if name != "english":
+        return
+    tasks = ["--tasks", "word sense", "sentiment", "chunking"]
     elmo_jax("draw", "probes", results, "--output", pictures / "probes.svg", *tasks)
     elmo_jax("draw", "mixes", results, "--output", pictures / "mixes.svg", *tasks)
-    if name == "english":
-        for file in sorted((data / "tasks" / "word_sense").glob("*.jsonl")):
-            model = ["--model", folder / name, "--data", file]
-            elmo_jax("draw", "senses", *model, "--output", pictures / f"{file.stem}.png")
-        contexts = ["--first", "the bank of the river was steep .", "--second", "the bank lends money to the poor ."]
-        elmo_jax("draw", "similarity", "--model", folder / name, *contexts, "--output", pictures / "similarity.svg")
+    for word in ("line", "hard"):
+        occurrences = data / "tasks" / "word_sense" / f"{word}.jsonl"
+        elmo_jax("draw", "senses", "--model", model, "--data", occurrences, "--output", pictures / f"{word}.png")
+    contexts = ["--first", "the bank of the river was steep .", "--second", "the bank lends money to the poor ."]
+    elmo_jax("draw", "similarity", "--model", model, *contexts, "--output", pictures / "similarity.svg")
 
 
 def benchmark(

@@ -186,6 +186,13 @@ def messages() -> list[str]:
     return found
 
 
+def test_every_picture_is_shown():
+    pages = "".join((DOCS / f"{page}.md").read_text() for page in PAGES)
+    pictures = [path.relative_to(DOCS).as_posix() for path in (DOCS / "static" / "results").rglob("*.*")]
+    assert pictures
+    assert [path for path in pictures if f"({path})" not in pages] == []
+
+
 def test_the_messages_are_those_of_the_code():
     """Each message of the page is in the package, in its words: "…" stands for what is formatted into it."""
     known = messages()

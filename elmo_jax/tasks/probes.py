@@ -30,8 +30,8 @@ STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3)
 MOST_ITERATIONS, MOST_TRIALS, TOLERANCE = 150, 10, 2e-5
 # Of heads on tokens and of fine-tuning, dropout of what the biLM gives (Peters et al. 2018, section 3.3).
 DROPOUT = 0.5
-# Of heads on sentences, hidden units and dropout of them. The units are few, so that vectors matter: with 64 a head
-# learns words by their spelling, and does that as well on an untrained model (Hewitt and Liang 2019, "selectivity").
+# Of heads on sentences, hidden units and dropout of them. The units are few, so that the vectors matter: a larger head
+# can learn the words themselves, of whatever vectors (Hewitt and Liang 2019, "selectivity").
 HIDDEN, DROPOUT_OF_SENTENCES = 8, 0.3
 # Of few examples as many passes are an epoch as make so many steps; fine-tuning's are dear.
 FEWEST_STEPS, FEWEST_FINE_TUNING_STEPS = 50, 10
