@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from elmo_jax.corpus import BUILTIN
 from elmo_jax.vocabulary import Vocabulary
 from elmo_jax.weights import weight_shapes
 from elmo_jax.workdir import Begun
@@ -28,7 +29,10 @@ def measured(lines: Sequence[dict[str, Any]], step: int) -> str:
 
 def names(files: Sequence[str]) -> str:
     """Of texts, without the folders that they lay in."""
-    return ", ".join(f"`{file.rpartition('/')[2]}`" for file in files) or "none"
+    told = lambda file: (
+        "the English text that every Python carries" if file == BUILTIN else f"`{file.rpartition('/')[2]}`"
+    )
+    return ", ".join(map(told, files)) or "none"
 
 
 def card(
@@ -50,6 +54,14 @@ def card(
     recipe = f"{train.optimizer}, learning rate {train.learning_rate:g}, schedule {train.schedule}"
     read = step * begun.rows * train.window
     sentences = begun.text.get("sentences")
+    held_out = names(config.data.heldout)
+    if config.data.train == (BUILTIN,) and not config.data.heldout:
+        held_out = "a tenth of it, which is not trained on"
+    if figures:
+        figures = (
+            "By `elmo-jax evaluate`; systems other than this model are what it is compared with, data are called by "
+            f"the names of their files.\n\n{figures}"
+        )
     return f"""---
 {front}tags: ["elmo", "jax"]
 ---
@@ -65,7 +77,7 @@ their sentences. `elmo_jax.load(FOLDER)` loads it; bilm-tf and AllenNLP read the
 |---|---|
 | language | {told(language, "which")} |
 | training text | {names(config.data.train)}{f", {sentences:,} sentences" if sentences else ""} |
-| held-out text | {names(config.data.heldout)} |
+| held-out text | {held_out} |
 | vocabulary | {len(vocabulary):,} words, of the softmax alone where words are read by their characters |
 
 ## Size and training

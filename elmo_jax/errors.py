@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 OOM = "RESOURCE_EXHAUSTED"
@@ -54,13 +56,36 @@ def told(error: BaseException) -> str | None:
     return brief(error, 2000) if isinstance(error, (InputError, OSError, ImportError)) else None
 
 
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Raises KeyboardInterrupt anew that came while a callback ran from which nothing can be raised.
+
+    JAX has one that Python's garbage collection calls: Ctrl-C there would be told, and the work would go on.
+    """
+    before = sys.unraisablehook
+
+    def again(unraisable: "sys.UnraisableHookArgs") -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            main = threading.main_thread().ident
+            threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)).start()  # when the callback has ended
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
 def exit_on_bad_input(script: Callable[..., None]) -> Callable[..., None]:
     """Turns errors that users are `told` of into one line on stderr and exit code 2."""
 
     @functools.wraps(script)
     def wrapped(*args: object, **kwargs: object) -> None:
         try:
-            script(*args, **kwargs)
+            with interruptible():
+                script(*args, **kwargs)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise SystemExit(130) from None

@@ -46,10 +46,14 @@ class Found(NamedTuple):
 def frequent_words(sentences: Iterable[list[str]]) -> list[str]:
     """The most frequent words of letters after the LITTLE_MEANING most frequent; of a text with few words, from all."""
     counts = WordCounts(sentences)
+    if not counts.tokens:
+        raise InputError("the text has no words; give text with a sentence a line")
     words = ((-count, word) for word, count in counts if word.isalpha() and count >= FEWEST_OCCURRENCES)
     ranked = [word for _, word in heapq.nsmallest(LITTLE_MEANING + WORDS, words)]
     if not ranked:
-        raise InputError(f"the text has no words that occur {FEWEST_OCCURRENCES} times; name some with --words")
+        raise InputError(
+            f"no word of the text occurs {FEWEST_OCCURRENCES} times, as one to look at must; give more text"
+        )
     return ranked[LITTLE_MEANING:] or ranked[:WORDS]
 
 

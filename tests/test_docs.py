@@ -176,7 +176,7 @@ def test_links_have_the_form_of_links():
 def messages() -> list[str]:
     """All strings of the package, what is formatted into them cut out."""
     found = []
-    for path in (ROOT / "elmo_jax").glob("*.py"):
+    for path in (ROOT / "elmo_jax").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
                 parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]

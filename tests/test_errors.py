@@ -1,3 +1,6 @@
+import gc
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -60,6 +63,25 @@ def test_interrupts_and_faults_of_the_program(capsys):
 
     with pytest.raises(RuntimeError, match="a fault"):
         script()
+
+
+def test_an_interrupt_is_not_lost_in_a_callback(capsys):
+    """As in that which JAX has Python's garbage collection call: nothing that is raised there gets out."""
+
+    def callback(phase, info):
+        gc.callbacks.remove(callback)
+        raise KeyboardInterrupt
+
+    @exit_on_bad_input
+    def script():
+        gc.callbacks.append(callback)
+        gc.collect()
+        time.sleep(30)
+
+    with pytest.raises(SystemExit) as end:
+        script()
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_brief_and_listed():

@@ -98,7 +98,7 @@ def test_frequent_words(monkeypatch):
     assert explore.frequent_words(text) == ["the", "bank", "old"]
     monkeypatch.setattr(explore, "LITTLE_MEANING", 1)
     assert explore.frequent_words(text) == ["bank", "old"]
-    with pytest.raises(ValueError, match="no words that occur 3 times"):
+    with pytest.raises(ValueError, match="no word of the text occurs 3 times"):
         explore.frequent_words(text[2:])
 
 

@@ -59,6 +59,33 @@ def test_what_is_done_is_kept(data, folder, capsys, monkeypatch):
     assert (data / "out" / "results.json").read_text() == expected
 
 
+def test_results_of_other_tasks_stay(data, folder, capsys):
+    """Fewer tasks into the same folder are refused; more go on with what is done."""
+    few = ["bias=" + str(data / "sets.json"), "--model", str(folder), "--output", str(data / "out")]
+    run(*few)
+    run(*arguments(data, folder))
+    before = (data / "out" / "results.json").read_text()
+    assert json.loads(before)["asked"]["tasks"] == [f"word-sense={data}/bank.jsonl", f"bias={data}/sets.json"]
+    fails(
+        commands.main, ["evaluate", *few], f"has results of word-sense={data}/bank.jsonl, which would be lost", capsys
+    )
+    assert (data / "out" / "results.json").read_text() == before
+
+
+def test_words_that_have_no_vector_are_counted(data, folder, capsys):
+    words = ["the", "bank", "one", "million", "few", "many", "billion", "little", "much"]
+    (data / "few.vec").write_text("".join(f"{word} {number} 1\n" for number, word in enumerate(words)))
+    run(*arguments(data, folder, "--baselines", f"vectors:{data}/few.vec"))
+    figures = json.loads((data / "out" / "results.json").read_text())["figures"]
+    (found,) = (
+        one for one in figures if (one["task"], one["system"]) == ("word sense", "few") and "linear" in one["metric"]
+    )
+    tokens = [token for line in LINES for token in line["tokens"]]
+    assert found["details"]["tokens"] == len(tokens)
+    assert found["details"]["tokens without a vector"] == sum(token not in ("the", "bank") for token in tokens)
+    assert all("tokens" not in one["details"] for one in figures if one["system"] == folder.name)
+
+
 @pytest.mark.slow
 def test_other_options_or_data_are_other_pieces(data, folder, capsys):
     run(*arguments(data, folder))

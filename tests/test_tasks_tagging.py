@@ -210,7 +210,7 @@ def test_a_part_to_choose_by_and_a_limit(tmp_path):
     assert prepared.sentences == file.train[:5] + file.dev[:5]
     assert (prepared.learned.tolist(), prepared.chosen.tolist()) == ([0, 1, 2, 3, 4], [5, 6, 7, 8, 9])
     assert prepared.test == file.test[:5]
-    with pytest.raises(InputError, match="columns has 1 sentence to learn of; give two or more"):
+    with pytest.raises(InputError, match="the train part of columns has 1 sentence to learn of; give two or more"):
         tagging.Prepared.of("entities", file, 1)
 
 

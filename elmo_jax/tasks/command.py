@@ -14,7 +14,7 @@ from elmo_jax.tasks import adaptation, answers, bias, probes, ratings, sentences
 from elmo_jax.tasks.evaluate import Options, Piece, Task
 from elmo_jax.tasks.formats import digest
 from elmo_jax.tasks.report import Figure, table
-from elmo_jax.tasks.systems import systems_of
+from elmo_jax.tasks.systems import System, TextVectors, systems_of
 
 # By the name that the command line takes; what each reads is in docs/evaluating.md.
 TASKS: dict[str, Task] = {
@@ -90,6 +90,32 @@ def write_json(path: epath.Path, values: Mapping) -> None:
         partial.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
 
 
+def check_others(folder: epath.Path, asked: Mapping[str, Sequence[str]]) -> None:
+    """Refuses to take out of a folder what another command measured and this one does not ask for."""
+    try:
+        before = json.loads((folder / "results.json").read_text())["asked"]
+        left = [given for name in asked for given in before[name] if given not in asked[name]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if left:
+        raise InputError(
+            f"{folder} has results of {listed(left, ', ')}, which would be lost; give that, too (what is done is not "
+            "computed again), or another --output"
+        )
+
+
+def made(piece: Piece, systems: Sequence[System]) -> list[Figure]:
+    """A piece's figures. Those of a file of word vectors tell how many tokens had none."""
+    texts = [system for system in systems if isinstance(system, TextVectors)]
+    before = [(text.tokens, text.unknown) for text in texts]
+    figures = piece.figures()
+    for text, (tokens, unknown) in zip(texts, before, strict=True):
+        if text.tokens > tokens:
+            about = {"tokens": text.tokens - tokens, "tokens without a vector": text.unknown - unknown}
+            figures = [figure._replace(details=figure.details | about) for figure in figures]
+    return figures
+
+
 def evaluate(
     tasks: Sequence[str], models: Sequence[str], baselines: Sequence[str], debias: str | None, options: Options
 ) -> list[Figure]:
@@ -106,21 +132,26 @@ def evaluate(
     folder = as_path(options.output)
     if folder.exists() and not folder.is_dir():
         raise unwritable(folder, "it is a file")
+    asked = {"tasks": list(tasks), "models": list(models), "baselines": list(baselines)}
+    asked["debias"] = [debias] if debias is not None else []
+    check_others(folder, asked)
     systems = systems_of(models, baselines)
     if debias is not None:
         systems = [*systems, *bias.debiased(systems, debias)]
     pieces = [piece for name, path in chosen for piece in TASKS[name](path, systems, options)]
     kept, found = Kept(folder / "pieces"), []
-    with tqdm(pieces, "evaluating", unit=" pieces") as progress:
-        for piece in progress:
+    with tqdm(desc="evaluating", total=len(pieces), unit=" pieces") as progress:
+        for piece in pieces:
             progress.set_postfix_str(piece.name)
             figures = kept.read(piece)
             if figures is None:
-                figures = piece.figures()
+                figures = made(piece, systems)
                 kept.write(piece, figures)
             found += figures
+            progress.update()
     found = probes.joined(found)
-    write_json(folder / "results.json", {"figures": [_to_json(figure) for figure in found]})
+    about = {"asked": asked | options._asdict(), "version": elmo_jax.__version__}
+    write_json(folder / "results.json", about | {"figures": [_to_json(figure) for figure in found]})
     with writing(folder / "results.md") as partial:
         partial.write_text(table(found) + "\n")
     return found

@@ -334,7 +334,17 @@ def read_occurrences(path: str | os.PathLike) -> list[WordOccurrences]:
     words = []
     for file in several(path, JSONL):
         content = read(file)
-        occurrences = [_occurrence(where, line) for where, line in content.numbered()]
+        occurrences: list[Occurrence] = []
+        places: dict[str, str] = {}
+        for where, line in content.numbered():
+            occurrences.append(_occurrence(where, line))
+            name = occurrences[-1].id
+            if name in places:
+                raise InputError(
+                    f"{where}: id {brief(repr(name))} is that of {places[name]}, too; give each occurrence its own, "
+                    "or none"
+                )
+            places[name] = where
         if len({occurrence.sense for occurrence in occurrences}) < 2:
             raise InputError(
                 f"{content.where} has one sense only, {brief(repr(occurrences[0].sense))}; at least two are told apart"

@@ -44,13 +44,13 @@ class Interval(NamedTuple):
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
-    """The mean of repetitions with other random numbers, by Student's t."""
+    """The mean of repetitions with other random numbers, by Student's t; of values from 0 to 1, as accuracy and F1."""
     array = np.asarray(values, np.float64)
     mean = array.mean()
     if len(array) < 2:
         return Interval(float(mean), float("nan"), float("nan"))
     half = stats.t.ppf((1 + CONFIDENCE) / 2, len(array) - 1) * stats.sem(array)
-    return Interval(float(mean), float(mean - half), float(mean + half))
+    return Interval(float(mean), max(0.0, float(mean - half)), min(1.0, float(mean + half)))
 
 
 def bootstrap(scores: Sequence[np.ndarray], seed: int = 0) -> Interval:

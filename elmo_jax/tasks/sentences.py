@@ -18,7 +18,7 @@ from elmo_jax.batches import Encoded
 from elmo_jax.elmo import Elmo
 from elmo_jax.errors import InputError
 from elmo_jax.tasks import tagging
-from elmo_jax.tasks.evaluate import Options, Piece
+from elmo_jax.tasks.evaluate import Options, Piece, pieces_of_systems
 from elmo_jax.tasks.formats import Labelled, Parts, read_labelled
 from elmo_jax.tasks.probes import (
     DROPOUT_OF_SENTENCES,
@@ -223,23 +223,13 @@ def frequencies(prepared: Prepared) -> list[Figure]:
 
 
 def pieces(task: str, path: str, systems: Sequence[System], options: Options) -> list[Piece]:
-    """Files of labelled sentences: a piece for each system, of models that are fine-tuned one for each seed, and one
-    for the most frequent label.
-    """
+    """Files of labelled sentences, and the most frequent label."""
     prepared = Prepared.of(task, read_labelled(path), options.limit)
     decides = {"task": task, "name": prepared.name, "data": prepared.digest, "limit": options.limit}
-    found = []
-    for system in systems:
-        about = decides | {"system": [system.name, system.identity]}
-        name = f"{task}: {prepared.name}, {system.name}"
-        of = functools.partial(frozen_figures, prepared, system, options.seeds)
-        found.append(Piece(name, about | {"seeds": options.seeds}, of))
-        if options.fine_tune and system.elmo is not None:
-            for seed in range(options.seeds):
-                of = functools.partial(fine_tuned_figures, prepared, system, system.elmo, seed)
-                found.append(Piece(f"{name}, fine-tuned, seed {seed}", about | {"fine-tuned": seed}, of))
-    name = f"{task}: {prepared.name}, {MOST_FREQUENT}"
-    return [*found, Piece(name, decides | {"system": MOST_FREQUENT}, functools.partial(frequencies, prepared))]
+    learning = (functools.partial(of, prepared) for of in (frozen_figures, fine_tuned_figures))
+    found = pieces_of_systems(f"{task}: {prepared.name}", decides, systems, options, *learning)
+    most = functools.partial(frequencies, prepared)
+    return [*found, Piece(f"{task}: {prepared.name}, {MOST_FREQUENT}", decides | {"system": MOST_FREQUENT}, most)]
 
 
 def sentiment(path: str, systems: Sequence[System], options: Options) -> list[Piece]:

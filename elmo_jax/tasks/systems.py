@@ -111,6 +111,7 @@ class TextVectors:
     def __init__(self, path: str | os.PathLike[str]):
         self.source, self.name = source_of(path), stem(path)
         self.header, self.width, self.identity = self._checked()
+        self.tokens = self.unknown = 0  # that it was asked for vectors of, and that it had none of
         self.found: dict[str, np.ndarray] = {}
         self.asked: set[str] = set()
 
@@ -129,6 +130,7 @@ class TextVectors:
                 table[number] = vector
         vectors = room(sentences, 1, self.width)
         vectors.values[:, 0] = table[[numbers[token] for tokens in sentences for token in tokens]]
+        self.tokens, self.unknown = self.tokens + counts.total(), self.unknown + unknown
         if unknown:
             tqdm.write(f"{self.name} has no vector of {unknown:,} of {counts.total():,} tokens: zeros", sys.stderr)
         return vectors

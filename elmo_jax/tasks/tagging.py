@@ -6,6 +6,7 @@ The linear-chain CRF (Lafferty et al. 2001) is written here: no library of JAX t
 """
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 import optax
+from tqdm import tqdm
 
 from elmo_jax.batches import Encoded
 from elmo_jax.elmo import Elmo
-from elmo_jax.errors import InputError, brief
-from elmo_jax.tasks.evaluate import Options, Piece
+from elmo_jax.errors import InputError, brief, listed
+from elmo_jax.tasks.evaluate import Options, Piece, pieces_of_systems
 from elmo_jax.tasks.formats import OUTSIDE, Scheme, Tagged, TaggedParts, read_tagged
 from elmo_jax.tasks.probes import (
     DROPOUT,
@@ -302,10 +304,16 @@ class Prepared(NamedTuple):
         """The first sentences of each part; a tenth of those to learn of are to choose by where there are none."""
         train, test = file.train[:limit], file.test[:limit]
         if len(train) < 2:
-            raise InputError(f"{file.name} has {len(train)} sentence to learn of; give two or more")
+            raise InputError(
+                f"the train part of {file.name} has {len(train)} sentence to learn of; give two or more (are the blank "
+                "lines between sentences missing?)"
+            )
         sentences = train + (file.dev or [])[:limit]
         kept = development(len(train)) if file.dev is None else np.arange(len(sentences)) >= len(train)
         tagset = Tagset.of([sentences[number] for number in np.flatnonzero(~kept)], [*sentences, *test], file.scheme)
+        if unseen := tagset.names[tagset.classes :]:
+            which = listed([brief(repr(name)) for name in unseen], ", ")
+            tqdm.write(f"{file.name}: {which} are not among the tags to learn of, and cannot be found", sys.stderr)
         return cls(task, file, tagset, sentences, np.flatnonzero(~kept), np.flatnonzero(kept), test)
 
     def figure(self, system: str, vectors: str, scores: Sequence[Score], over: str, details: dict[str, Any]) -> Figure:
@@ -411,20 +419,11 @@ def fine_tuned_figures(prepared: Prepared, system: System, elmo: Elmo, seed: int
 
 
 def pieces(task: str, file: TaggedParts, systems: Sequence[System], options: Options) -> list[Piece]:
-    """Files in columns: a piece for each system, and of models that are fine-tuned one for each seed."""
+    """Files in columns."""
     prepared = Prepared.of(task, file, options.limit)
-    decides = {"task": task, "name": prepared.file.name, "data": prepared.file.digest, "limit": options.limit}
-    found = []
-    for system in systems:
-        about = decides | {"system": [system.name, system.identity]}
-        name = f"{task}: {prepared.file.name}, {system.name}"
-        of = functools.partial(frozen_figures, prepared, system, options.seeds)
-        found.append(Piece(name, about | {"seeds": options.seeds}, of))
-        if options.fine_tune and system.elmo is not None:
-            for seed in range(options.seeds):
-                of = functools.partial(fine_tuned_figures, prepared, system, system.elmo, seed)
-                found.append(Piece(f"{name}, fine-tuned, seed {seed}", about | {"fine-tuned": seed}, of))
-    return found
+    decides = {"task": task, "name": file.name, "data": file.digest, "limit": options.limit}
+    learning = (functools.partial(of, prepared) for of in (frozen_figures, fine_tuned_figures))
+    return pieces_of_systems(f"{task}: {file.name}", decides, systems, options, *learning)
 
 
 def chunking(path: str, systems: Sequence[System], options: Options) -> list[Piece]:
