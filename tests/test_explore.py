@@ -100,6 +100,8 @@ def test_frequent_words(monkeypatch):
     assert explore.frequent_words(text) == ["bank", "old"]
     with pytest.raises(ValueError, match="no word of the text occurs 3 times"):
         explore.frequent_words(text[2:])
+    with pytest.raises(ValueError, match="the text has no words; give text"):
+        explore.frequent_words([[]])
 
 
 def test_long_contexts_are_cut():

@@ -106,6 +106,7 @@ def test_occurrences(tmp_path):
         ({"tokens": [1, 2]}, "line 2: tokens is [1, 2]"),
         ({"sense": "\ud800"}, "line 2 has '\\ud800', half of a character"),
         ({"sense": "money"}, "has one sense only, 'money'"),
+        ({"id": "1"}, "line 1, too; give each occurrence its own, or none"),
     ],
 )
 def test_bad_occurrences(tmp_path, change, message):

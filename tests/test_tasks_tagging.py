@@ -214,13 +214,14 @@ def test_a_part_to_choose_by_and_a_limit(tmp_path):
         tagging.Prepared.of("entities", file, 1)
 
 
-def test_a_tag_that_is_not_learned_is_never_right(tmp_path):
+def test_a_tag_that_is_not_learned_is_never_right(tmp_path, capsys):
     folder = write_columns(tmp_path, {"train": 20, "test": 6})
     with (folder / "test.conll").open("a") as file:
         file.write("\nX1 B-LOC\n")
     prepared = tagging.Prepared.of("entities", tagging.read_tagged(str(folder)), None)
     assert prepared.tagset.names == ("B-PER", "I-PER", "O", "B-LOC")
     assert prepared.tagset.classes == 3
+    assert "columns: 'B-LOC' are not among the tags to learn of" in capsys.readouterr().err
 
 
 def test_entities_are_spans(tmp_path):
