@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow docs results fuzz notebook peers compilers
+.PHONY: demo test test-slow docs results screenshot fuzz notebook peers compilers
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -46,6 +46,12 @@ notebook: .venv/installed
 	$(BIN)/pip install --quiet torch==2.13.0
 	test -d runs/demo/model || $(MAKE) demo
 	$(BIN)/python -m notebooks.execute
+
+# Takes the picture of explore's page; chromium must be installed.
+screenshot: .venv/installed
+	$(BIN)/pip install --quiet playwright==1.65.2
+	test -d runs/demo/model || $(MAKE) demo
+	$(BIN)/python docs/screenshot.py runs/demo
 
 # What the benchmarks compare with, each in an environment of its own: AllenNLP (the last, for Python 3.9), PyTorch, and
 # the TensorFlow that runs bilm-tf.
