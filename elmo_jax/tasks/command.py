@@ -150,7 +150,8 @@ def evaluate(
             found += figures
             progress.update()
     found = probes.joined(found)
-    about = {"asked": asked | options._asdict(), "version": elmo_jax.__version__}
+    taken = {name: value for name, value in options._asdict().items() if name != "output"}
+    about = {"asked": asked | taken, "version": elmo_jax.__version__}
     write_json(folder / "results.json", about | {"figures": [_to_json(figure) for figure in found]})
     with writing(folder / "results.md") as partial:
         partial.write_text(table(found) + "\n")
