@@ -40,16 +40,16 @@ class Study(NamedTuple):
 
 STUDIES = {
     "english": Study(
-        "--train.batch_size 64 --train.steps 5000 --train.decay_steps 5000 --train.warmup_steps 500 "
-        "--train.precision bfloat16 --train.checkpoint_every 500 --train.eval_every 1000",
+        "--model.filters 1 32 2 32 3 64 4 128 5 256 6 512 --train.negatives 4096 --train.batch_size 64 "
+        "--train.steps 9000 --train.decay_steps 9000 --train.warmup_steps 900 --train.precision bfloat16 "
+        "--train.checkpoint_every 500 --train.eval_every 3000",
         {
             "frozen": "word-sense={data}/tasks/word_sense sentiment={data}/tasks/sentiment "
             "chunking={data}/tasks/chunking similarity={data}/english/heldout.txt --baselines untrained",
             "bias": "bias=configs/word_sets.json sentiment={data}/tasks/sentiment --debias configs/word_sets.json",
             "adaptation": "adaptation={domain}",
             "adapted": "chunking={data}/tasks/chunking",
-            "fine-tuned": "sentiment={data}/tasks/sentiment chunking={data}/tasks/chunking --limit 400 --seeds 3 "
-            "--fine_tune",
+            "fine-tuned": "sentiment={data}/tasks/sentiment chunking={data}/tasks/chunking --limit 400 --fine_tune",
         },
         "tasks/chunking",
     ),

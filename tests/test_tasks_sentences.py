@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from planted import Planted
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
 
 from elmo_jax import InputError
@@ -96,13 +97,35 @@ def test_the_first_of_each_part(files):
         sentences.Prepared.of("sentiment", file, 1)
 
 
-def test_a_sentence_is_the_largest_and_the_mean_of_its_tokens():
-    hidden = np.random.default_rng(0).random((3, 4, 5)).astype(np.float32)
-    mask = np.arange(4) < np.array([[4], [2], [0]])
-    found = np.asarray(probes.pooled(hidden, mask))
-    np.testing.assert_array_equal(found[1, :5], hidden[1, :2].max(0))
-    np.testing.assert_allclose(found[:2, 5:], [hidden[0].mean(0), hidden[1, :2].mean(0)], rtol=1e-6)
-    assert not found[2].any()
+def test_a_seed_draws_nine_tenths_of_the_sentences():
+    drawn = sentences.drawn(np.arange(10, 60), 3)
+    assert drawn.shape == (3, 45)
+    for of_seed in drawn:
+        assert len(set(of_seed.tolist())) == 45
+        assert set(of_seed.tolist()) <= set(range(10, 60))
+    assert len({tuple(sorted(of_seed)) for of_seed in drawn.tolist()}) == 3
+    assert sentences.drawn(np.array([3, 7]), 2).shape == (2, 2)
+
+
+def test_a_classifier_is_logistic_regression_on_means(files):
+    """scikit-learn's, of the same sentences and strength, gives the test's sentences the same labels."""
+    system = Planted(lambda tokens, position: noise(tokens[position]))
+    prepared = sentences.Prepared.of("sentiment", read_labelled(files), None)
+    (first, *_) = sentences.frozen_figures(prepared, system, 2)
+    means = np.stack([np.mean([noise(token)[0] for token in tokens], 0) for tokens in prepared.tokens])
+    for seed, strength in enumerate(first.details["strengths"]):
+        learned = np.concatenate([sentences.drawn(prepared.learned, 2)[seed], prepared.chosen])
+        features = (means - means[learned].mean(0)) / means[learned].std(0)
+        regression = LogisticRegression(C=1 / (len(learned) * strength), tol=1e-8, max_iter=1000)
+        regression.fit(features[learned], prepared.labels[learned])
+        expected = regression.score(features[prepared.test], prepared.labels[prepared.test])
+        assert 0.5 < first.details["values"][seed] < 1
+        assert first.details["values"][seed] == pytest.approx(expected)
+
+
+def noise(token):
+    """Vectors of a token, which tell labels by chance alone."""
+    return np.random.default_rng([*token.encode()]).normal(size=(2, 2)).astype(np.float32)
 
 
 def test_rows_without_a_sentence_count_nothing():
@@ -111,6 +134,16 @@ def test_rows_without_a_sentence_count_nothing():
     found = sentences.cross_entropy(outputs, labels, real)
     logs = outputs - np.log(np.exp(outputs).sum(1, keepdims=True))
     assert float(found) == pytest.approx(-logs[range(3), labels[:3]].mean(), rel=1e-5)
+
+
+def test_fine_tuned_sentences_are_means_of_their_own_tokens(elmo):
+    module = probes.FineTuned.of(elmo, 3, sentences=True)
+    parameters = module.initial(elmo, 0)
+    outputs = lambda *sentences: module.apply({"params": parameters}, elmo.encode(sentences), deterministic=True)
+    short, long = ["warm"], ["a", "cold", "and", "dull", "one"]
+    np.testing.assert_allclose(outputs(short, long)[:2], [outputs(short)[0], outputs(long)[0]], atol=1e-5)
+    of_tokens = probes.FineTuned.of(elmo, 3).apply({"params": parameters}, elmo.encode([long]), deterministic=True)
+    np.testing.assert_allclose(outputs(long)[0], of_tokens[0, :5].mean(0), atol=1e-5)
 
 
 def test_pieces_are_told_apart(files, elmo):

@@ -30,9 +30,6 @@ STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3)
 MOST_ITERATIONS, MOST_TRIALS, TOLERANCE = 150, 10, 2e-5
 # Of heads on tokens and of fine-tuning, dropout of what the biLM gives (Peters et al. 2018, section 3.3).
 DROPOUT = 0.5
-# Of heads on sentences, hidden units and dropout of them. The units are few, so that the vectors matter: a larger head
-# can learn the words themselves, of whatever vectors (Hewitt and Liang 2019, "selectivity").
-HIDDEN, DROPOUT_OF_SENTENCES = 8, 0.3
 # Of few examples as many passes are an epoch as make so many steps; fine-tuning's are dear.
 FEWEST_STEPS, FEWEST_FINE_TUNING_STEPS = 50, 10
 FINE_TUNING_RATE, FINE_TUNING_SHARE = 2e-3, 0.1
@@ -72,27 +69,37 @@ class Probed(NamedTuple):
 def probe(features: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> Probed:
     """Linear probes on a mix of the layers of `features` float32 [N, L, D], one for each fold.
 
-    labels int [N] from 0 up; folds int [N] from 0 to K - 1, K ≥ 3. Probe k learns of all folds but k: multinomial
-    logistic regression with L2 on γ · Σ softmax(mix)_l · layer_l, both learned together by L-BFGS on all examples at
-    once; γ is not learned, which would undo the L2, but follows from the mix (`of_unit_variance`). The strength of L2
-    is what gave the greatest likelihood of fold k + 1 to a probe without it. On one layer it is scikit-learn's
+    labels int [N] from 0 up; folds int [N] from 0 to K - 1, K ≥ 3. Probe k learns of all folds but k; the strength of
+    L2 is chosen on fold k + 1.
+    """
+    count = int(folds.max()) + 1
+    learned = np.arange(count)[:, None] != folds
+    chosen = (np.arange(count)[:, None] + 1) % count == folds
+    return regression(features, labels, learned, chosen)
+
+
+def regression(features: np.ndarray, labels: np.ndarray, learned: np.ndarray, chosen: np.ndarray) -> Probed:
+    """Linear probes on a mix of the layers of `features` float32 [N, L, D], which learn of the examples `learned`.
+
+    labels int [N] from 0 up; learned, chosen bool [K, N]. Multinomial logistic regression with L2 on
+    γ · Σ softmax(mix)_l · layer_l, both learned together by L-BFGS on all examples at once; γ is not learned, which
+    would undo the L2, but follows from the mix (`of_unit_variance`). The strength of L2 is what gave the examples
+    `chosen` the greatest likelihood by a probe that had not learned of them. On one layer it is scikit-learn's
     LogisticRegression with C = 1 / (examples · strength).
     """
-    count, classes = int(folds.max()) + 1, int(labels.max()) + 1
-    training = np.arange(count)[:, None] != folds
-    validation = (np.arange(count)[:, None] + 1) % count == folds
+    count, classes = len(learned), int(labels.max()) + 1
     values, targets = jnp.asarray(features), jnp.asarray(labels.astype(np.int32))
     picked = np.full(count, STRENGTHS[0], np.float32)
     best = np.full(count, -np.inf)
     for strength in STRENGTHS:  # from strong to weak, which converge slowly
-        logs = _solve(values, targets, training & ~validation, np.full(count, strength, np.float32), classes).logs
+        logs = _solve(values, targets, learned & ~chosen, np.full(count, strength, np.float32), classes).logs
         likelihoods = np.take_along_axis(np.asarray(logs), labels[None, :, None], -1)[..., 0]
-        likelihoods = np.where(validation, likelihoods, 0).sum(1)
+        likelihoods = np.where(chosen, likelihoods, 0).sum(1)
         better = likelihoods > best
         picked, best = np.where(better, np.float32(strength), picked), np.maximum(likelihoods, best)
         if not better.any():
             break
-    solved = _solve(values, targets, training, picked, classes)
+    solved = _solve(values, targets, learned, picked, classes)
     return Probed(np.asarray(solved.logs).argmax(-1), np.asarray(solved.mixes), picked)
 
 
@@ -313,36 +320,29 @@ def _joined(figures: Sequence[Figure]) -> Figure:
     return figures[0]._replace(**interval._asdict(), over=seeds_told(len(figures)), details=details)
 
 
-def pooled(hidden: jax.Array, mask: jax.Array) -> jax.Array:
-    """The largest and the mean over a sentence of tokens' numbers from 0 up, [B, T, U] and mask [B, T] → [B, 2U]."""
-    hidden = jnp.where(mask[:, :, None], hidden, 0.0)
-    counts = jnp.maximum(mask.sum(1, keepdims=True), 1).astype(hidden.dtype)
-    return jnp.concatenate([hidden.max(1), hidden.sum(1) / counts], 1)
-
-
 class FineTuned(nn.Module):
     """The biLM, trained with the rest → a mix of its layers → dropout → a linear map of each token to `classes`.
 
-    With `hidden` units a linear map of each token to them → ReLU → `pooled` → dropout → a linear map of each sentence.
+    With `sentences` a linear map of the mean over each sentence's tokens.
     """
 
     embedder: ElmoEmbedder
     classes: int
-    hidden: int = 0
+    sentences: bool = False
 
     @nn.compact
     def __call__(self, encoded: Encoded, *, deterministic: bool) -> jax.Array:
-        """What `Elmo.encode` made → [B, T, C], with hidden units [B, C]."""
+        """What `Elmo.encode` made → [B, T, C], of sentences [B, C]."""
         (vectors,), mask = self.embedder(encoded, deterministic=deterministic)
-        if self.hidden:
-            vectors = pooled(nn.relu(nn.Dense(self.hidden)(vectors)), mask)
-            vectors = nn.Dropout(DROPOUT_OF_SENTENCES)(vectors, deterministic=deterministic)
+        if self.sentences:
+            counts = jnp.maximum(mask.sum(1, keepdims=True), 1).astype(vectors.dtype)
+            vectors = jnp.where(mask[:, :, None], vectors, 0.0).sum(1) / counts
         return nn.Dense(self.classes)(vectors)
 
     @classmethod
-    def of(cls, elmo: Elmo, classes: int, hidden: int = 0) -> "FineTuned":
+    def of(cls, elmo: Elmo, classes: int, *, sentences: bool = False) -> "FineTuned":
         """That of a loaded model."""
-        return cls(ElmoEmbedder.of(elmo, frozen=False, dropout=DROPOUT), classes, hidden)
+        return cls(ElmoEmbedder.of(elmo, frozen=False, dropout=DROPOUT), classes, sentences)
 
     def initial(self, elmo: Elmo, seed: int) -> Any:
         """The parameters of the loaded model, and those of the head from a seed."""

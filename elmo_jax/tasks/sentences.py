@@ -1,8 +1,6 @@
-"""Labels of sentences (sentiment, types of questions), of a mix of layers.
+"""Labels of sentences (sentiment, types of questions), by logistic regression on the mean of their vectors.
 
-Each token's mix → a linear map → ReLU → the largest and the mean over tokens → dropout → a linear map to the labels.
-N sentences, M tokens of all of them, B rows, T positions, C labels, S seeds, H heads, L layers, D width of a vector, U
-hidden units.
+As SentEval does (Conneau and Kiela 2018); here the layers' mix is learned, too. N sentences, B rows, C labels, S seeds.
 """
 
 import functools
@@ -18,28 +16,22 @@ from elmo_jax.batches import Encoded
 from elmo_jax.elmo import Elmo
 from elmo_jax.errors import InputError
 from elmo_jax.tasks import tagging
+from elmo_jax.tasks.cosines import pooled
 from elmo_jax.tasks.evaluate import Options, Piece, pieces_of_systems
 from elmo_jax.tasks.formats import Labelled, Parts, read_labelled
 from elmo_jax.tasks.probes import (
-    DROPOUT_OF_SENTENCES,
     FEWEST_FINE_TUNING_STEPS,
     FINE_TUNED,
-    HIDDEN,
     FineTuned,
-    Standard,
     development,
-    dropped,
-    initial_heads,
-    keys_of,
     names_of_heads,
-    pooled,
+    regression,
     seeds_told,
     train,
 )
 from elmo_jax.tasks.report import Figure, Interval, bootstrap, over_seeds
-from elmo_jax.tasks.systems import System
+from elmo_jax.tasks.systems import MIX, System
 
-OPTIMIZER, EPOCHS, PATIENCE = optax.adam(2e-3), 30, 8
 FINE_TUNING_EPOCHS, FINE_TUNING_PATIENCE = 10, 2
 MOST_FREQUENT = "most frequent label"
 
@@ -91,98 +83,40 @@ def held_out(sentences: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarra
     return sentences[~kept], sentences[kept]
 
 
-class Batch(NamedTuple):
-    """Vectors of tokens [B, T, L, D], their statistics, which are real [B, T], and the labels of rows [B]."""
-
-    vectors: np.ndarray
-    standard: Standard
-    mask: np.ndarray
-    labels: np.ndarray
-
-
 def cross_entropy(outputs: jax.Array, labels: jax.Array, real: jax.Array) -> jax.Array:
     """The mean over rows that have a sentence; outputs [B, C]."""
     losses = optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
     return jnp.where(real, losses, 0.0).sum() / jnp.maximum(real.sum(), 1).astype(losses.dtype)
 
 
-def initial(seeds: int, layers: int, width: int, classes: int) -> dict[str, jax.Array]:
-    """`initial_heads` to hidden units, which begin at random, and maps "label" of what they give to labels."""
-    heads = initial_heads(seeds, layers, width, HIDDEN)
-    shape = heads["weight"].shape[1:]
-    random = [jax.random.normal(jax.random.key(seed), shape) * width**-0.5 for seed in range(seeds)]
-    label = {
-        "label": jnp.zeros((seeds, shape[0], 2 * HIDDEN, classes)),
-        "label_bias": jnp.zeros((seeds, shape[0], classes)),
-    }
-    return heads | {"weight": jnp.stack(random)} | label
-
-
-def outputs_of(heads: dict[str, jax.Array], vectors: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
-    """What one seed's heads make of sentences, [H, B, C]; vectors [B, T, L, D], mask [B, T]; dropout with a key."""
-    hidden = jax.nn.relu(tagging.emissions_of(heads, vectors))
-    found = jax.vmap(pooled, (0, None))(hidden, mask)
-    if key is not None:
-        found = dropped(key, found.swapaxes(0, 1), DROPOUT_OF_SENTENCES).swapaxes(0, 1)
-    return jnp.einsum("hbu,huc->hbc", found, heads["label"]) + heads["label_bias"][:, None]
-
-
-def heads_loss(parameters: Any, batch: Batch, step: jax.Array) -> jax.Array:
-    """The sum of the losses of all seeds and heads, which learn each for itself of the same sentences."""
-    vectors, real = batch.standard.applied(batch.vectors), batch.mask[:, 0]
-
-    def of_seed(heads: Any, key: jax.Array) -> jax.Array:
-        outputs = outputs_of(heads, vectors, batch.mask, key)
-        return jax.vmap(cross_entropy, (0, None, None))(outputs, batch.labels, real).sum()
-
-    heads = parameters["heads"]
-    return jax.vmap(of_seed)(heads, keys_of(len(heads["gamma"]), step)).sum()
-
-
-@jax.jit
-def _labels(parameters: Any, batch: Batch) -> jax.Array:
-    """The labels that all seeds and heads give the rows of a batch, [S, H, B]."""
-    vectors = batch.standard.applied(batch.vectors)
-    return jax.vmap(lambda heads: outputs_of(heads, vectors, batch.mask, None))(parameters["heads"]).argmax(-1)
+def drawn(sentences: np.ndarray, seeds: int) -> np.ndarray:
+    """Nine tenths of the sentences, drawn anew by each seed, numbers int [S, n]."""
+    count = max(2, round(0.9 * len(sentences)))
+    return np.stack([np.random.default_rng(seed).permutation(sentences)[:count] for seed in range(seeds)])
 
 
 def frozen_figures(prepared: Prepared, system: System, seeds: int) -> list[Figure]:
-    """Classifiers on each layer and on the mix, of all seeds, trained side by side."""
-    vectors, labels = system.embed(prepared.tokens), prepared.labels
-    learned, chosen, test = (
-        tagging.Sample.of(vectors.begins, numbers) for numbers in (prepared.learned, prepared.chosen, prepared.test)
-    )
-    standard = Standard.of(vectors.values, learned.tokens)
+    """Logistic regression on the mean of each sentence's vectors, of each layer and of the mix.
 
-    def batch_of(sample: tagging.Sample, shape: tagging.Shape, sentences: np.ndarray) -> Batch:
-        tokens, mask = sample.places(sentences, shape.positions)
-        return Batch(vectors.values[tokens], standard, mask, labels[sentences])
-
-    def batches(epoch: int) -> Iterator[Batch]:
-        for shape, (sentences,) in tagging.shuffled(learned.shapes, [0], epoch):
-            yield batch_of(learned, shape, sentences)
-
-    def accuracies(parameters: Any, sample: tagging.Sample) -> np.ndarray:
-        right, count = 0, 0
-        for shape, sentences in tagging.in_turn(sample.shapes):
-            found = np.asarray(_labels(parameters, batch_of(sample, shape, sentences)))
-            right = right + ((found == labels[sentences]) & (sentences >= 0)).sum(-1)
-            count += (sentences >= 0).sum()
-        return right / count
-
-    parameters = {"heads": initial(seeds, *vectors.values.shape[1:], len(prepared.names))}
-    value, what = lambda parameters: accuracies(parameters, chosen), f"{prepared.task}: {system.name}"
-    trained = train(parameters, heads_loss, OPTIMIZER, batches, value, epochs=EPOCHS, patience=PATIENCE, what=what)
-    found = accuracies(trained.parameters, test).T.tolist()
-    return [
-        prepared.figure(system.name, name, of_seeds, over_seeds(of_seeds), seeds_told(seeds), trained.told(head))
-        for head, (name, of_seeds) in enumerate(zip(names_of_heads(system), found, strict=True))
-    ]
+    A seed decides which nine tenths of the sentences are learned of; all are chosen by the same ones.
+    """
+    vectors, labels = pooled(system, prepared.tokens), prepared.labels
+    learned, chosen = np.zeros((2, seeds, len(labels)), bool)
+    chosen[:, prepared.chosen] = True
+    np.put_along_axis(learned, drawn(prepared.learned, seeds), True, 1)
+    figures = []
+    for head, name in enumerate(names_of_heads(system)):
+        features = vectors if name == MIX else vectors[:, [head]]
+        found = regression(features, labels, learned | chosen, chosen)
+        right = (found.labels == labels)[:, prepared.test].mean(1).tolist()
+        details = {"strengths": found.strengths.tolist()} | ({"mix": found.mixes.tolist()} if name == MIX else {})
+        figures.append(prepared.figure(system.name, name, right, over_seeds(right), seeds_told(seeds), details))
+    return figures
 
 
 def fine_tuned_figures(prepared: Prepared, system: System, elmo: Elmo, seed: int) -> list[Figure]:
     """A classifier trained together with the biLM, from one seed."""
-    module, labels = FineTuned.of(elmo, len(prepared.names), HIDDEN), prepared.labels
+    module, labels = FineTuned.of(elmo, len(prepared.names), sentences=True), prepared.labels
     lengths = np.array([len(tokens) for tokens in prepared.tokens])
     shapes = tagging.shapes_of(lengths, prepared.learned)
 
