@@ -23,7 +23,7 @@ def write_words(folder, counts):
         generator, lines = np.random.default_rng(len(word)), []
         for number in range(count):
             sense = SENSES[number % 3]
-            tokens = [*["a"] * generator.integers(0, 4), word, sense, "."]
+            tokens = [str(number), *["a"] * generator.integers(0, 4), word, sense, "."]
             occurrence = {"id": f"{word}{number}", "word": word, "index": len(tokens) - 3, "sense": sense}
             lines.append(json.dumps(occurrence | {"tokens": tokens}))
         (folder / f"{word}.jsonl").write_text("\n".join(lines))
@@ -107,15 +107,28 @@ def test_neighbours_are_scikit_learns(monkeypatch):
 
 def test_folds_have_the_senses_in_like_parts():
     senses = np.array([0] * 20 + [1] * 10 + [2] * 3)
-    folds = word_sense.folds_of(senses)
+    folds = word_sense.folds_of(senses, [[str(number)] for number in range(33)])
     assert (np.bincount(folds[:20]) == 4).all()
     assert (np.bincount(folds[20:30]) == 2).all()
     assert np.bincount(folds).max() - np.bincount(folds).min() <= 1
 
 
+def test_a_repeated_sentence_is_in_one_fold(tmp_path):
+    senses, sentences = np.arange(40) % 2, [[str(number % 16)] for number in range(40)]
+    folds = word_sense.folds_of(senses, sentences)
+    assert set(folds.tolist()) == set(range(5))
+    assert len(set(zip(np.arange(40) % 16, folds, strict=True))) == 16
+
+    occurrence = {"word": "bank", "index": 0, "tokens": ["bank", "."]}
+    lines = [json.dumps(occurrence | {"id": str(number), "sense": str(number % 2)}) for number in range(12)]
+    (tmp_path / "bank.jsonl").write_text("\n".join(lines))
+    with pytest.raises(InputError, match="12 occurrences of 2 senses in 1 different sentences, 6 of the most"):
+        word_sense.pieces(str(tmp_path / "bank.jsonl"), [], Options())
+
+
 def test_too_few_occurrences_are_refused(tmp_path):
     folder = write_words(tmp_path / "words", {"bank": 45, "shore": 6})
-    with pytest.raises(InputError, match="shore has 6 occurrences of 2 senses, 4 of the most frequent one; 5 folds"):
+    with pytest.raises(InputError, match="of 2 senses in 6 different sentences, 4 of the most frequent sense; 5 folds"):
         word_sense.pieces(str(folder), [], Options())
     with pytest.raises(InputError, match="bank has 1 occurrences of 1 senses"):
         word_sense.pieces(str(folder), [], Options(limit=1))

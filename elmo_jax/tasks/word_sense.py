@@ -60,27 +60,32 @@ def prepare(path: str, limit: int | None) -> tuple[list[Word], str]:
         some = file.occurrences[:limit]
         names = sorted({occurrence.sense for occurrence in some})
         senses = np.array([names.index(occurrence.sense) for occurrence in some])
-        counts = Counter(senses.tolist())
-        if len(names) < 2 or min(FOLDS, len(some)) > max(counts.values()):
-            of = f"{file.name} has {len(some)} occurrences of {len(names)} senses"
+        counts, sentences = Counter(senses.tolist()), [occurrence.tokens for occurrence in some]
+        different = len(set(map(tuple, sentences)))
+        if len(names) < 2 or FOLDS > max(counts.values()) or FOLDS > different:
+            of = f"{file.name} has {len(some)} occurrences of {len(names)} senses in {different} different sentences"
             raise InputError(
-                f"{of}, {max(counts.values())} of the most frequent one; {FOLDS} folds need two senses, and {FOLDS} "
-                "occurrences of one: give more, or leave the word out"
+                f"{of}, {max(counts.values())} of the most frequent sense; {FOLDS} folds need two senses, {FOLDS} "
+                f"occurrences of one, and {FOLDS} sentences: give more, or leave the word out"
             )
         places = np.array([occurrence.index for occurrence in some])
-        sentences = [occurrence.tokens for occurrence in some]
-        words.append(Word(file.name, sentences, places, senses, names, folds_of(senses)))
+        words.append(Word(file.name, sentences, places, senses, names, folds_of(senses, sentences)))
     return words, digest(*(file.digest.encode() for file in files))
 
 
-def folds_of(senses: np.ndarray) -> np.ndarray:
-    """The fold of each occurrence, int [N], in which it is tested; of senses that are rare some have none."""
+def folds_of(senses: np.ndarray, sentences: Sequence[Sequence[str]]) -> np.ndarray:
+    """The fold of each occurrence, int [N], in which it is tested; of senses that are rare some have none.
+
+    A sentence that is repeated is in one fold: no occurrence is tested by what was learned of itself.
+    """
     with needing("tasks"):
-        from sklearn.model_selection import StratifiedKFold
+        from sklearn.model_selection import StratifiedGroupKFold
+    numbers: dict[tuple[str, ...], int] = {}
+    same = [numbers.setdefault(tuple(sentence), len(numbers)) for sentence in sentences]
     folds = np.zeros(len(senses), int)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        parts = StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(senses, senses)
+        parts = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(senses, senses, same)
         for number, (_, tested) in enumerate(parts):
             folds[tested] = number
     return folds
