@@ -62,7 +62,7 @@ def prepare(path: str, limit: int | None) -> tuple[list[Word], str]:
         senses = np.array([names.index(occurrence.sense) for occurrence in some])
         counts, sentences = Counter(senses.tolist()), [occurrence.tokens for occurrence in some]
         different = len(set(map(tuple, sentences)))
-        if len(names) < 2 or FOLDS > max(counts.values()) or FOLDS > different:
+        if len(names) < 2 or max(counts.values()) < FOLDS or different < FOLDS:
             of = f"{file.name} has {len(some)} occurrences of {len(names)} senses in {different} different sentences"
             raise InputError(
                 f"{of}, {max(counts.values())} of the most frequent sense; {FOLDS} folds need two senses, {FOLDS} "
