@@ -80,12 +80,23 @@ def test_the_most_frequent_label_is_that_of_what_is_learned(files, figures):
 
 
 def test_a_file_alone_is_divided(tmp_path):
-    write(tmp_path / "all.tsv", labelled(50, 0))
+    records = [Labelled(it.label, [*it.tokens, str(number)]) for number, it in enumerate(labelled(50, 0))]
+    write(tmp_path / "all.tsv", records)
     prepared = sentences.Prepared.of("sentiment", read_labelled(tmp_path / "all.tsv"), None)
     assert [len(part) for part in (prepared.learned, prepared.chosen, prepared.test)] == [36, 4, 10]
     assert sorted([*prepared.learned, *prepared.chosen, *prepared.test]) == list(range(50))
     again = sentences.Prepared.of("sentiment", read_labelled(tmp_path / "all.tsv"), None)
     assert (again.test == prepared.test).all()
+
+
+def test_a_file_alone_is_divided_with_repeated_sentences_in_one_part(tmp_path):
+    write(tmp_path / "all.tsv", labelled(60, 0))
+    prepared = sentences.Prepared.of("sentiment", read_labelled(tmp_path / "all.tsv"), None)
+    parts = [prepared.learned, prepared.chosen, prepared.test]
+    assert sorted(np.concatenate(parts)) == list(range(60))
+    texts = [{tuple(prepared.tokens[number]) for number in part} for part in parts]
+    assert all(texts)
+    assert len(set.union(*texts)) == sum(map(len, texts)) < 60
 
 
 def test_the_first_of_each_part(files):

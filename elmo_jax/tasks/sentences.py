@@ -60,9 +60,9 @@ class Prepared(NamedTuple):
         labels = np.array([names.index(sentence.label) for sentence in sentences], np.int32)
         learned, chosen, test = np.split(np.arange(len(sentences)), np.cumsum([len(part) for part in parts[:2]]))
         if not len(test):
-            learned, test = held_out(learned, 0.2)
+            learned, test = held_out(sentences, learned, 0.2)
         if not len(chosen):
-            learned, chosen = held_out(learned, 0.1)
+            learned, chosen = held_out(sentences, learned, 0.1)
         if len(set(labels[learned].tolist())) < 2:
             few = f"{len(learned)} sentences to learn of, of {len(set(labels[learned].tolist()))} labels"
             raise InputError(f"{file.name} has {few}; two labels are needed at least: give more sentences")
@@ -77,10 +77,12 @@ class Prepared(NamedTuple):
         return Figure(self.task, self.name, system, vectors, "accuracy", *interval, over, details)
 
 
-def held_out(sentences: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Sentences without a share of them, and that."""
-    kept = development(len(sentences), share)
-    return sentences[~kept], sentences[kept]
+def held_out(sentences: Sequence[Labelled], some: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Some of the sentences, by number, without a share of them, and that, with all that repeat one of it."""
+    texts = [tuple(sentences[number].tokens) for number in some]
+    chosen = {texts[number] for number in np.flatnonzero(development(len(some), share))}
+    kept = np.array([text in chosen for text in texts], bool)
+    return some[~kept], some[kept]
 
 
 def cross_entropy(outputs: jax.Array, labels: jax.Array, real: jax.Array) -> jax.Array:
