@@ -29,7 +29,7 @@ MOST_WORDS = 20
 ROUNDING = 1e-5  # of float32 vectors, as a part of the largest component
 ROOM_FOR_VALUES = 0.22  # inches of a cell with a number in it
 MOST_PANELS, MOST_BARS = 12, 30
-ROOM_FOR_SHARE = 0.1  # in a bar, for the number
+ROOM_FOR_SHARE, ROOM_FOR_SPREAD = 0.04, 0.1  # in a bar, for the number, and for its deviation beside it
 ROOM_FOR_LABELS = 90  # letters below panels side by side
 HATCHES = ("", "//", "..", "\\\\", "xx", "--", "oo")
 BESIDE_EACH_OTHER = 0.1  # of the way from one layer to the next, systems
@@ -243,9 +243,13 @@ def shares_of(figures: Sequence[Figure]) -> list[Shares]:
         same = (figure.task, figure.data, figure.system)
         layers = tuple(dict.fromkeys(other.vectors for other in figures if other[:3] == same and is_layer(other)))
         values = np.atleast_2d(np.asarray(figure.details[MIX_SHARES], np.float64))
-        if values.ndim == 2 and values.shape[1] == len(layers):
-            task = figure.task if figure.data in ("", figure.task) else f"{figure.task}, {figure.data}"
-            found.setdefault((task, figure.system), Shares(task, figure.system, layers, values))
+        task = figure.task if figure.data in ("", figure.task) else f"{figure.task}, {figure.data}"
+        if values.ndim != 2 or values.shape[1] != len(layers):
+            shape = " x ".join(map(str, values.shape))
+            raise InputError(
+                f"{task}: {figure.system} has shares {shape} in the mix, and figures of {len(layers)} layers"
+            )
+        found.setdefault((task, figure.system), Shares(task, figure.system, layers, values))
     return list(found.values())
 
 
@@ -270,7 +274,9 @@ def mixes(figures: Sequence[Figure]) -> Any:
             style = {"color": COLOURS[number], "hatch": HATCHES[number], "edgecolor": "white", "linewidth": 1}
             (handles[layer],) = axes.barh(place, share, left=begin, height=0.62, **style)
             if share > ROOM_FOR_SHARE:
-                told = f"{share:.0%}" if np.isnan(spread) else f"{share:.0%} ± {100 * spread:.0f}"
+                told = f"{share:.0%}"
+                if share > ROOM_FOR_SPREAD and not np.isnan(spread):
+                    told += f" ± {100 * spread:.0f}"
                 style = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
                 axes.text(begin + share / 2, place, told, ha="center", va="center", fontsize=SMALL, bbox=style)
             begin += share

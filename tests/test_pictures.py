@@ -13,7 +13,7 @@ from conftest import SMALL, fails, write_random_model
 from matplotlib.text import Text
 
 from elmo_jax import __main__ as tools
-from elmo_jax import pictures
+from elmo_jax import InputError, pictures
 from elmo_jax.tasks.formats import Occurrence, WordOccurrences
 from elmo_jax.tasks.report import Figure
 from elmo_jax.tasks.systems import Vectors, room
@@ -216,6 +216,17 @@ def test_mixes():
     assert any("±" in text for text in texts)
     one = pictures.mixes(results(seeds=1))
     assert not any("%" in text and "±" in text for text in check_legible(one))
+    more = figures[3]._replace(details={"mix": [[0.25] * 4] * 5})
+    with pytest.raises(InputError, match="english has shares 5 x 4 in the mix, and figures of 3 layers"):
+        pictures.mixes([*figures[:3], more, *figures[4:]])
+
+
+def test_shares_that_have_room_are_told():
+    figures = results(("english",), ("sentiment",))
+    mixes = [figure._replace(details={"mix": [[0.03, 0.07, 0.9]] * 2}) for figure in figures if figure.vectors == "mix"]
+    layers = [figure for figure in figures if figure.vectors != "mix"]
+    texts = check_legible(pictures.mixes([*layers, *mixes]))
+    assert {text for text in texts if text.endswith(("± 0", "7%", "3%"))} == {"7%", "90% ± 0"}
 
 
 @pytest.mark.parametrize("tasks", [("sentiment",), ("word-sense", "sentiment", "chunking")])

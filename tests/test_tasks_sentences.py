@@ -65,6 +65,7 @@ def test_classifiers_learn_from_the_layer_that_knows(figures):
     assert mix.value > 0.95
     assert mix.over == "2 seeds"
     assert mix.details["sentences"] == {"learned": 90, "chosen by": 20, "test": 40}
+    assert np.shape(mix.details["mix"]) == (2, 2)
     assert [sum(shares) for shares in mix.details["mix"]] == pytest.approx([1, 1])
     assert np.mean(mix.details["values"]) == pytest.approx(mix.value)
     assert most.over == "40 sentences (bootstrap)"

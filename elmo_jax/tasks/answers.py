@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from elmo_jax.errors import InputError, needing
-from elmo_jax.tasks.cosines import layers_of, pooled, unit
+from elmo_jax.tasks.cosines import layers_of, pooled, unit, with_average
 from elmo_jax.tasks.evaluate import Options, Piece
 from elmo_jax.tasks.formats import Questions, read_questions
 from elmo_jax.tasks.report import Figure, bootstrap
@@ -142,7 +142,7 @@ def pieces(path: str, systems: Sequence[System], options: Options) -> list[Piece
 
 def figures(questions: Questions, texts: Texts, system: System) -> list[Figure]:
     """Rankings by the cosine of pooled vectors, of each layer."""
-    vectors = unit(pooled(system, texts.tokens))
+    vectors = unit(with_average(pooled(system, texts.tokens)))
     found = []
     for layer, name in enumerate(layers_of(system)):
         of_layer = vectors[:, layer]

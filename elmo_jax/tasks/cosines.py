@@ -48,6 +48,5 @@ def parts(system: System, count: int) -> Iterator[slice]:
 
 
 def pooled(system: System, sentences: Sequence[Sequence[str]]) -> np.ndarray:
-    """The mean of each sentence's tokens in every layer of `layers_of`, [N, .., D], in bounded memory."""
-    each = [system.embed(sentences[part]).pooled() for part in parts(system, len(sentences))]
-    return with_average(np.concatenate(each))
+    """The mean of each sentence's tokens in every layer, [N, L, D], in bounded memory."""
+    return np.concatenate([system.embed(sentences[part]).pooled() for part in parts(system, len(sentences))])
