@@ -12,8 +12,8 @@ import pytest
 from conftest import SMALL, fails, write_random_model
 from matplotlib.text import Text
 
-from elmo_jax import __main__ as tools
 from elmo_jax import InputError, pictures
+from elmo_jax import __main__ as tools
 from elmo_jax.tasks.formats import Occurrence, WordOccurrences
 from elmo_jax.tasks.report import Figure
 from elmo_jax.tasks.systems import Vectors, room
