@@ -11,7 +11,7 @@ from elmo_jax.tasks import command
 from elmo_jax.tasks.report import Figure
 
 LINES = [
-    {"id": f"{number}", "word": "bank", "index": 1, "sense": sense, "tokens": ["the", "bank", *context.split()]}
+    {"id": f"{number}", "word": "bank", "index": 1, "sense": sense, "tokens": f"the bank {context} {number}".split()}
     for number, (sense, context) in enumerate([("river", "of the water"), ("money", "has my account")] * 10)
 ]
 SETS = {
