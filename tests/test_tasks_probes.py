@@ -135,7 +135,7 @@ def test_one_layer_has_one_head():
 
 
 def test_dropout_is_of_dimensions_of_an_example():
-    dropped = np.asarray(probes.dropped(jax.random.key(0), jnp.ones((3, 7, 2, 40)), 0.5))
+    dropped = np.asarray(probes.dropped(jax.random.key(0), jnp.ones((3, 7, 2, 40))))
     assert set(np.unique(dropped)) == {0, 2}
     assert (dropped == dropped[:, :1, :1]).all()
     assert (dropped[0] != dropped[1]).any()

@@ -201,13 +201,13 @@ def heads_of(parameters: dict[str, jax.Array], vectors: jax.Array) -> jax.Array:
     return jnp.stack([*(product[:, :classes] for product in products), mixed]) + bias
 
 
-def dropped(key: jax.Array, vectors: jax.Array, rate: float) -> jax.Array:
-    """Vectors [B, .., D] with dropout: the same dimensions of all layers and tokens of an example (Gal and Ghahramani).
+def dropped(key: jax.Array, vectors: jax.Array) -> jax.Array:
+    """Vectors [B, .., D] with DROPOUT: the same dimensions of all layers and tokens of an example (Gal and Ghahramani).
 
     So it is that of a mix of the layers, too.
     """
-    kept = jax.random.bernoulli(key, 1 - rate, (len(vectors), *(1,) * (vectors.ndim - 2), vectors.shape[-1]))
-    return jnp.where(kept, vectors / (1 - rate), 0.0)
+    kept = jax.random.bernoulli(key, 1 - DROPOUT, (len(vectors), *(1,) * (vectors.ndim - 2), vectors.shape[-1]))
+    return jnp.where(kept, vectors / (1 - DROPOUT), 0.0)
 
 
 def keys_of(seeds: int, step: jax.Array) -> jax.Array:

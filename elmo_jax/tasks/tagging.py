@@ -23,7 +23,6 @@ from elmo_jax.errors import InputError, brief, listed
 from elmo_jax.tasks.evaluate import Options, Piece, pieces_of_systems
 from elmo_jax.tasks.formats import OUTSIDE, Scheme, Tagged, TaggedParts, read_tagged
 from elmo_jax.tasks.probes import (
-    DROPOUT,
     FEWEST_FINE_TUNING_STEPS,
     FINE_TUNED,
     FineTuned,
@@ -268,7 +267,7 @@ def heads_loss(parameters: Any, batch: Batch, step: jax.Array) -> jax.Array:
     """The sum of the losses of all seeds and heads, which learn each for itself."""
 
     def of_seed(heads: Any, field: Field, key: jax.Array, vectors: jax.Array, mask: jax.Array, tags: jax.Array) -> Any:
-        emissions = emissions_of(heads, dropped(key, batch.standard.applied(vectors), DROPOUT))
+        emissions = emissions_of(heads, dropped(key, batch.standard.applied(vectors)))
         return jax.vmap(unlikelihood, (0, 0, None, None))(field, emissions, tags, mask).sum()
 
     keys = keys_of(len(batch.mask), step)
